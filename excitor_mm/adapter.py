@@ -1,0 +1,170 @@
+"""The adapter folder: everything a training run adds to frozen parts that anyone can fetch.
+
+    excitor.safetensors    the trainable tensors only (megabytes), float32
+    excitor_config.json    `AdapterConfig`: format version, frozen parts with fingerprints, prompt, decoding
+
+Written to a temporary sibling and renamed, so that no reader ever sees half a folder. Read strictly: a
+missing or unexpected tensor, an unknown key, a newer format or another base model is refused with a sentence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from excitor_mm.config import DecodingConfig, EncoderConfig, ExcitorConfig, LanguageConfig, from_dict
+from excitor_mm.errors import AdapterError, ConfigError
+
+FORMAT_VERSION = 1
+TENSORS = "excitor.safetensors"
+CONFIG = "excitor_config.json"
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What excitor_config.json holds."""
+
+    language: LanguageConfig
+    """The frozen language model."""
+    language_fingerprint: str
+    """See `fingerprint`."""
+    vision: list[EncoderConfig]
+    """The frozen encoders, in the order of their tokens."""
+    vision_fingerprint: str
+    """See `fingerprint`."""
+    excitor: ExcitorConfig
+    """Sizes of the blocks."""
+    template: str
+    """Prompt template."""
+    palette: list[str]
+    """Words that fill `{palette}` in the template."""
+    decoding: DecodingConfig
+    """How answers are generated unless told otherwise."""
+    training: dict[str, str] = field(default_factory=dict)
+    """Free text for people: data, steps, scores."""
+    format_version: int = FORMAT_VERSION
+    """Raised when the meaning of a key changes."""
+
+
+def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """A short hash of a model's weights that does not depend on the precision they are loaded in.
+
+    A few values of every tensor are hashed. They are rounded to bfloat16 after values below 2^-10 are set
+    to zero, which float32, float16 and bfloat16 copies of the same weights agree on.
+
+    Args:
+        tensors: (name, float tensor) pairs; names and shapes count too.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        flat = tensor.detach().flatten()
+        values = flat[:: max(1, len(flat) // 64)].float().cpu()
+        rounded = torch.where(values.abs() < 2**-10, 0.0, values).to(torch.bfloat16)
+        digest.update(rounded.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save_adapter(folder: Path, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Write an adapter folder, replacing an older one only when the new one is complete."""
+    from safetensors.torch import save_file
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        fresh.chmod(0o755)
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, fresh / TENSORS)
+        text = json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False) + "\n"
+        (fresh / CONFIG).write_text(text, encoding="utf-8")
+        for path in fresh.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        replace_folder(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def replace_folder(fresh: Path, folder: Path) -> None:
+    """Rename `fresh` to `folder`; an older `folder` is moved away first and then deleted."""
+    if not folder.exists():
+        fresh.rename(folder)
+        return
+    old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-old-"))
+    folder.rename(old / "folder")
+    fresh.rename(folder)
+    shutil.rmtree(old)
+
+
+def load_config(folder: Path) -> AdapterConfig:
+    """Read excitor_config.json.
+
+    Raises:
+        AdapterError: not an adapter folder, damaged, or written by a newer version.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise AdapterError(f"{folder} holds no {CONFIG}: give the folder that `excitor-mm train` wrote.")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"{path} is not valid JSON ({error}): the adapter is damaged, copy it again.") from error
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if version != FORMAT_VERSION:
+        raise AdapterError(
+            f"{path} has format version {version!r}, this excitor-mm reads {FORMAT_VERSION}: "
+            "update excitor-mm or train the adapter again."
+        )
+    try:
+        return from_dict(AdapterConfig, values)
+    except ConfigError as error:
+        raise AdapterError(f"{path} cannot be used: {error}") from error
+
+
+def load_tensors(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Read excitor.safetensors and check it against the tensors of a freshly built model.
+
+    Raises:
+        AdapterError: damaged, or names or shapes that differ from `expected`.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / TENSORS
+    if not path.is_file():
+        raise AdapterError(f"{folder} holds no {TENSORS}: the adapter is incomplete, copy it again.")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise AdapterError(f"{path} is damaged ({error}): copy the adapter again.") from error
+    missing, unexpected = sorted(expected.keys() - tensors), sorted(tensors.keys() - expected)
+    if missing or unexpected:
+        raise AdapterError(
+            f"{path} does not fit its config: {len(missing)} tensors missing {missing[:3]}, "
+            f"{len(unexpected)} unexpected {unexpected[:3]}; train the adapter again."
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise AdapterError(
+                f"{path}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}; "
+                "the base model or the encoder is another one than in training."
+            )
+    return tensors
+
+
+def check_fingerprint(what: str, name: str, got: str, expected: str) -> None:
+    """Refuse another base than the adapter was trained on."""
+    if got != expected:
+        raise AdapterError(
+            f"The {what} {name!r} has fingerprint {got}, but the adapter was trained on {expected}: "
+            f"give the {what} it was trained with."
+        )

