@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from excitor_mm import adapter
 from excitor_mm.adapter import AdapterConfig
 from excitor_mm.config import DecodingConfig, EncoderConfig, ExcitorConfig, LanguageConfig
+from excitor_mm.data.pipeline import IGNORE
 from excitor_mm.defaults import PARTS, default_path
 from excitor_mm.errors import ConfigError
 from excitor_mm.llama import ExcitorLlamaForCausalLM
@@ -26,7 +27,7 @@ from excitor_mm.processor import ImageLike, Processor
 from excitor_mm.prompts import fill_template
 from excitor_mm.vision.tower import VisionTower, load_tower
 
-IGNORE = -100  # label of positions without loss, as in torch's cross entropy
+
 
 
 class ExcitorModel(nn.Module):

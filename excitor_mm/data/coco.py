@@ -1,0 +1,185 @@
+"""COCO images and annotation files to WebDataset shards: one sample an image.
+
+Shards are a fixed plan of the image ids (shuffled by a constant seed, so that shards are alike), so an
+interrupted run goes on with the shards that are missing and the same input gives the same bytes whatever the
+number of workers. Images are verified by decoding them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import random
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from excitor_mm.console import Progress
+from excitor_mm.data.annotations import Record, read_records
+from excitor_mm.data.images import BadImage, load_image
+from excitor_mm.data.index import ShardEntry, ShardIndex, write_index, write_json, write_shard
+from excitor_mm.data.samples import Sample
+from excitor_mm.errors import DataError
+
+PLAN = ".plan.json"
+PROBLEMS = "problems.json"
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What was packed and what could not be."""
+
+    samples: int
+    captions: int
+    questions: int
+    shards: int
+    problems: dict[str, list[int]]
+    """missing, unreadable, duplicate, without captions -> image ids."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files to pack from."""
+
+    images: Path
+    """Folder with the pictures, or with train2014/, val2014/ in it."""
+    captions: Path | None = None
+    """COCO captions JSON, plain or gzipped; may be left out with `karpathy`."""
+    karpathy: Path | None = None
+    """Karpathy's dataset_coco.json."""
+    ids: Path | None = None
+    """JSON {"train": [ids], "test": [ids]}, another way to name splits."""
+    split: str | None = None
+    """train (with karpathy: train + restval), train-only, restval, val or test; or a name in `ids`."""
+    questions: Path | None = None
+    """VQAv2 questions JSON."""
+    answers: Path | None = None
+    """VQAv2 annotations JSON."""
+
+
+def pack_coco(
+    source: Source,
+    output: Path,
+    *,
+    name: str = "coco",
+    samples_per_shard: int = 1000,
+    max_size: int | None = None,
+    allow_missing: bool = False,
+    workers: int | None = None,
+) -> PackReport:
+    """Pack a data set into `output`.
+
+    Args:
+        source: the annotation files and pictures.
+        output: a new folder, or one that an interrupted run left.
+        name: shards are called <name>-000000.tar and so on.
+        samples_per_shard: images in a shard.
+        max_size: longest allowed shorter side in pixels; larger pictures are re-encoded. None: bytes untouched.
+        allow_missing: write index.json although some images cannot be used.
+        workers: processes; None: one for each core.
+
+    Raises:
+        DataError: unusable annotation files, another plan in the folder, or images that cannot be used
+            without `allow_missing`; everything usable is packed by then.
+    """
+    started = time.monotonic()
+    records, problems = read_records(source)
+    records = sorted(records, key=lambda record: record.image_id)
+    random.Random(0).shuffle(records)
+    groups = [records[i : i + samples_per_shard] for i in range(0, len(records), samples_per_shard)]
+    output.mkdir(parents=True, exist_ok=True)
+    _claim(output, records, [name, samples_per_shard, max_size])
+    entries: list[ShardEntry] = []
+    with (
+        ProcessPoolExecutor(workers or os.cpu_count()) as pool,
+        Progress(f"packing {output.name}", total=len(records), unit="images") as bar,
+    ):
+        for number, group in enumerate(groups):
+            path = output / f"{name}-{number:06d}.tar"
+            entry, bad = _finished(path)
+            if entry is None:
+                tasks = [(record, max_size) for record in group]
+                results = list(pool.map(_sample, tasks, chunksize=8))
+                good = [result for result in results if isinstance(result, Sample)]
+                bad = {}
+                for result in results:
+                    if not isinstance(result, Sample):
+                        bad.setdefault(result[0], []).append(result[1])
+                entry = write_shard(path, good)
+                write_json(_receipt(path), {"entry": asdict(entry), "bad": bad})
+            entries.append(entry)
+            for reason, ids in bad.items():
+                problems.setdefault(reason, []).extend(ids)
+            bar.advance(len(group))
+    report = PackReport(
+        samples=sum(entry.samples for entry in entries),
+        captions=sum(entry.captions for entry in entries),
+        questions=sum(entry.questions for entry in entries),
+        shards=len(entries),
+        problems={reason: sorted(ids) for reason, ids in sorted(problems.items()) if ids},
+        seconds=time.monotonic() - started,
+    )
+    if report.problems:
+        write_json(output / PROBLEMS, report.problems)
+        if not allow_missing:
+            listed = "; ".join(f"{len(ids)} {reason} {ids[:10]}" for reason, ids in report.problems.items())
+            raise DataError(
+                f"Some images cannot be packed: {listed}. All ids are in {output / PROBLEMS}; put the files "
+                "right and delete the folder, or repeat the command with --allow-missing."
+            )
+    facts = {key: str(value) for key, value in asdict(source).items() if value is not None and key == "split"}
+    facts |= {key: Path(v).name for key, v in asdict(source).items() if v is not None and key != "split"}
+    write_index(output, ShardIndex(name, entries, facts))
+    for path in [output / PLAN, *output.glob(".*.receipt")]:
+        path.unlink()
+    return report
+
+
+def _claim(output: Path, records: Sequence[Record], settings: list) -> None:
+    """Refuse a folder that holds another plan, and note ours."""
+    if (output / "index.json").exists():
+        raise DataError(f"{output} is already packed: choose another --output or delete it.")
+    text = repr([(record.image_id, record.captions, record.questions) for record in records]) + repr(settings)
+    plan = {"plan": hashlib.sha256(text.encode()).hexdigest()}
+    path = output / PLAN
+    if path.exists() and json.loads(path.read_text()) != plan:
+        raise DataError(f"{output} holds a half-finished pack of other input: choose another --output or delete it.")
+    if not path.exists() and any(output.iterdir()):
+        raise DataError(f"{output} is not empty: choose another --output.")
+    write_json(path, plan)
+
+
+def _receipt(path: Path) -> Path:
+    return path.with_name(f".{path.name}.receipt")
+
+
+def _finished(path: Path) -> tuple[ShardEntry | None, dict[str, list[int]]]:
+    """The receipt of a shard that an earlier run completed."""
+    if not (path.exists() and _receipt(path).exists()):
+        return None, {}
+    receipt = json.loads(_receipt(path).read_text())
+    return ShardEntry(**receipt["entry"]), receipt["bad"]
+
+
+def _sample(task: tuple[Record, int | None]) -> Sample | tuple[str, int]:
+    """In a worker process: a verified sample, or (problem, image id)."""
+    record, max_size = task
+    path = next((path for path in record.paths if path.is_file()), None)
+    if path is None:
+        return "missing", record.image_id
+    try:
+        data = path.read_bytes()
+        image = load_image(data)
+    except (BadImage, OSError):
+        return "unreadable", record.image_id
+    if max_size is not None and min(image.size) > max_size:
+        scale = max_size / min(image.size)
+        buffer = io.BytesIO()
+        image.resize((round(image.width * scale), round(image.height * scale))).save(buffer, "JPEG", quality=95)
+        data = buffer.getvalue()
+    return Sample(f"{record.image_id:012d}", record.image_id, data, record.captions, record.questions)

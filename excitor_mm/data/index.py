@@ -1,0 +1,114 @@
+"""A folder of shards: writing one tar file, and index.json with counts and checksums."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from excitor_mm.config import from_dict
+from excitor_mm.data.samples import Sample, sample_to_fields
+from excitor_mm.errors import ConfigError, DataError
+
+INDEX = "index.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One tar file."""
+
+    name: str
+    samples: int
+    captions: int
+    questions: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """What index.json holds."""
+
+    name: str
+    shards: list[ShardEntry]
+    source: dict[str, str] = field(default_factory=dict)
+    """Where the samples came from: annotation files, split."""
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def samples(self) -> int:
+        """In all shards."""
+        return sum(shard.samples for shard in self.shards)
+
+
+def write_shard(path: Path, samples: Iterable[Sample]) -> ShardEntry:
+    """Write a tar file whose bytes depend on the samples alone; it appears under its name when complete."""
+    from webdataset import TarWriter
+
+    counts = [0, 0, 0]
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    fresh = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            with TarWriter(file, encoder=False, mtime=0, user="", group="") as writer:
+                for sample in samples:
+                    writer.write({"__key__": sample.key, **sample_to_fields(sample)})
+                    counts = [
+                        counts[0] + 1,
+                        counts[1] + len(sample.captions),
+                        counts[2] + len(sample.questions),
+                    ]
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.chmod(0o644)
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+    return ShardEntry(path.name, *counts, bytes=path.stat().st_size, sha256=file_sha256(path))
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON to a temporary sibling, then rename: a reader never sees half a file."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    with fresh.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False, sort_keys=True)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+
+
+def write_index(folder: Path, index: ShardIndex) -> None:
+    """Write index.json, the last file of a packed folder."""
+    write_json(folder / INDEX, dataclasses.asdict(index))
+
+
+def read_index(folder: Path) -> ShardIndex:
+    """Read index.json.
+
+    Raises:
+        DataError: missing, not ours, or written by a newer version.
+    """
+    path = folder / INDEX
+    if not path.is_file():
+        raise DataError(f"{folder} has no {INDEX}: pack it with `excitor-mm pack-coco`, or let it finish.")
+    try:
+        return from_dict(ShardIndex, json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError, ConfigError) as error:
+        raise DataError(f"{path} is not an index this version reads ({error}): pack the folder again.") from error
