@@ -58,20 +58,24 @@ class Processor:
         pictures = pictures * count if len(pictures) == 1 else pictures
         if not len(texts) == len(pictures) == count:
             raise ValueError(f"got {len(pictures)} images and {len(texts)} texts: give one text for each image")
+        return self.collate(texts, [None if picture is None else self.pixels(picture) for picture in pictures])
+
+    def collate(self, texts: Sequence[str], pixels: Sequence[list[Tensor] | None]) -> dict[str, Any]:
+        """Prompts and prepared images (None: no image) to the tensors that `__call__` returns."""
         ids = [prompt_ids(self.tokenizer, prompt) for prompt in texts]
         longest = max(map(len, ids))
         padding = self.tokenizer.pad_token_id or 0
-        pixels = [self._pixels(picture) for picture in pictures]
+        blank = [torch.zeros(shape) for shape in self.pixel_shapes]
+        filled = [blank if image is None else image for image in pixels]
         return {
             "input_ids": torch.tensor([[padding] * (longest - len(row)) + row for row in ids]),
             "attention_mask": torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids]),
-            "pixel_values": [torch.stack(group) for group in zip(*pixels, strict=True)],
-            "image_mask": torch.tensor([picture is not None for picture in pictures]),
+            "pixel_values": [torch.stack(group) for group in zip(*filled, strict=True)],
+            "image_mask": torch.tensor([image is not None for image in pixels]),
         }
 
-    def _pixels(self, image: ImageLike | None) -> list[Tensor]:
-        if image is None:
-            return [torch.zeros(shape) for shape in self.pixel_shapes]
+    def pixels(self, image: ImageLike) -> list[Tensor]:
+        """One float[3, S, S] for each encoder."""
         return self.transform(image.convert("RGB") if isinstance(image, Image.Image) else load_image(image))
 
     def batch_decode(self, ids: Tensor) -> list[str]:

@@ -1,0 +1,40 @@
+"""What an adapter folder is, without loading the frozen parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from excitor_mm.adapter import TENSORS, load_config
+from excitor_mm.errors import AdapterError
+
+
+def describe(folder: Path) -> str:
+    """A few lines for the terminal: what it needs, its size, its gates by layer.
+
+    Raises:
+        AdapterError: not an adapter folder, or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    config = load_config(folder)
+    path = folder / TENSORS
+    try:
+        with safe_open(path, "pt") as file:
+            names = list(file.keys())
+            count = sum(file.get_tensor(name).numel() for name in names)
+            gates = {name.split(".")[1]: file.get_tensor(name).tolist() for name in names if name.endswith(".gate")}
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{path} is damaged ({error}): copy the adapter again.") from error
+    lines = [
+        f"adapter          {folder} (format {config.format_version})",
+        f"language model   {config.language.path}, fingerprint {config.language_fingerprint}",
+        *(f"encoder          {e.library} {e.model}, weights {e.weights}" for e in config.vision),
+        f"                 fingerprint {config.vision_fingerprint}",
+        f"trainables       {count:,} in {path.stat().st_size / 2**20:.1f} MiB",
+        f"prompt           {config.template!r} with {len(config.palette)} palette words",
+        *(f"{key:<16} {value}" for key, value in config.training.items()),
+        "gates by layer, one per key head:",
+    ]
+    for layer in sorted(gates, key=int):
+        lines.append(f"  {layer:>3}  " + "  ".join(f"{gate:+.3f}" for gate in gates[layer]))
+    return "\n".join(lines)

@@ -1,0 +1,283 @@
+"""Train Excitor blocks on caption shards: configuration in, run folder out.
+
+    <output>/config.yaml       the resolved configuration
+    <output>/metrics.jsonl     one line every log_every steps, and one for each validation
+    <output>/best/, last/      adapter folders: highest validation CIDEr, and the latest
+    <output>/checkpoint.pt     what `--resume` needs: trainables, optimizer, position
+
+The loop is read from top to bottom in `train`. The loss of a step is divided once by the number of answer
+tokens over all ranks and accumulated batches, so 1 x 8 and 4 x 2 give the same gradients.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from torch import Tensor
+
+from excitor_mm.config import RunConfig
+from excitor_mm.console import Progress, log
+from excitor_mm.data.pipeline import IGNORE, Batch, ExampleMaker, collate
+from excitor_mm.data.shards import list_shards, read_shard
+from excitor_mm.data.stream import TrainingStream, make_loader
+from excitor_mm.errors import ConfigError, DataError
+from excitor_mm.model import ExcitorModel, build_model, choose_device
+from excitor_mm.prompts import PALETTE, TEMPLATES, choose_palette
+from excitor_mm.validate import validate
+
+CHECKPOINT = "checkpoint.pt"
+
+
+def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> Path:
+    """Run a training to its end.
+
+    Args:
+        config: of the run.
+        resume: go on from the run folder's checkpoint.
+        overwrite: delete an older run of the same name.
+
+    Returns:
+        The best adapter folder.
+
+    Raises:
+        ConfigError, DataError, DependencyError: before the first step wherever possible.
+    """
+    settings = config.train
+    output = Path(settings.output)
+    accelerator = Accelerator(cpu=choose_device(settings.device).type == "cpu", log_with=list(settings.trackers))
+    if accelerator.is_main_process:
+        _claim(output, config, resume, overwrite)
+    accelerator.wait_for_everyone()
+    torch.manual_seed(settings.seed)
+
+    model = build_for_training(config).to(accelerator.device)
+    wrapped = accelerator.prepare(model)
+    optimizer = make_optimizer(model, config)
+    state = _State(model, optimizer, output)
+    if resume:
+        state.load()
+    batches = _batches(config, model, accelerator, start=state.step * settings.accumulation)
+    if accelerator.is_main_process:
+        log(f"{sum(p.numel() for p in model.trainables().values()):,} trainable parameters on {model.device}")
+        accelerator.init_trackers("excitor-mm", {"config": json.dumps(dataclasses.asdict(config))})
+
+    started, images, tokens = time.monotonic(), 0, 0
+    with Progress("training", settings.steps, "steps", done=state.step) as bar:
+        while state.step < settings.steps and not state.out_of_patience(settings.patience):
+            rate = set_learning_rate(optimizer, state.step, config)
+            window = [next(batches) for _ in range(settings.accumulation)]
+            loss, norm, count = train_step(wrapped, optimizer, window, accelerator, config)
+            state.step += 1
+            images, tokens = images + settings.batch_size, tokens + count
+            seconds = time.monotonic() - started
+            bar.advance(note=f"loss {loss:.3f}, rate {rate:.1e}, {images / seconds:.1f} images/s")
+            if state.step % settings.log_every == 0:
+                speed = {"images_per_s": images / seconds, "tokens_per_s": tokens / seconds}
+                facts = {"loss": loss, "learning_rate": rate, "grad_norm": norm, **speed}
+                state.note(accelerator, facts)
+            last = state.step == settings.steps
+            if config.data.validation and (last or state.step % settings.validate_every == 0):
+                scores = validate(model, config, accelerator)
+                state.note(accelerator, scores)
+                state.judge(scores["cider"], accelerator)
+            if accelerator.is_main_process and (last or state.step % settings.save_every == 0):
+                state.save()
+    if accelerator.is_main_process and not config.data.validation:
+        model.save_pretrained(output / "best", state.facts())
+    accelerator.end_training()
+    return output / "best"
+
+
+def build_for_training(config: RunConfig) -> ExcitorModel:
+    """The frozen parts, and fresh Excitor blocks with the palette of the training captions."""
+    palette: tuple[str, ...] = ()
+    if PALETTE in TEMPLATES.get(config.prompt.template, config.prompt.template):
+        captions = training_captions(config)
+        palette = choose_palette(captions, config.prompt.palette_size, config.prompt.palette_choice)
+    model = build_model(
+        config.language, config.vision, config.excitor, config.prompt.template, list(palette), config.decoding
+    )
+    model.eval()  # frozen parts never train; the Excitor blocks have no dropout
+    if config.train.gradient_checkpointing:
+        model.language.train()
+        model.language.activation_checkpointing_enable()
+    return model
+
+
+def training_captions(config: RunConfig) -> list[str]:
+    """All captions of the training shards; what cannot be read is counted later, by the stream."""
+    return [
+        caption
+        for shard in list_shards(config.data.train)
+        for sample in read_shard(shard, lambda _: None)
+        for caption in sample.captions
+    ]
+
+
+def make_optimizer(model: ExcitorModel, config: RunConfig) -> torch.optim.AdamW:
+    """AdamW with the gates in a group of their own: their own rate, and no decay."""
+    named = model.trainables()
+    gates = [p for name, p in named.items() if name.endswith(".gate")]
+    others = [p for name, p in named.items() if not name.endswith(".gate")]
+    settings = config.train
+    gate_rate = settings.gate_learning_rate or settings.learning_rate
+    return torch.optim.AdamW(
+        [
+            {"params": others, "peak": settings.learning_rate, "weight_decay": settings.weight_decay},
+            {"params": gates, "peak": gate_rate, "weight_decay": 0.0},
+        ],
+        lr=settings.learning_rate,
+        betas=(0.9, 0.95),
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, config: RunConfig) -> float:
+    """Linear warm-up, then half a cosine to zero; returns the rate of all but the gates."""
+    settings = config.train
+    warm = min(1.0, (step + 1) / max(1, settings.warmup_steps))
+    factor = warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+    return optimizer.param_groups[0]["lr"]
+
+
+def train_step(
+    wrapped: Any, optimizer: torch.optim.Optimizer, window: list[Batch], accelerator: Accelerator, config: RunConfig
+) -> tuple[float, float, int]:
+    """One optimizer step over the accumulated batches.
+
+    Returns:
+        Loss per answer token, gradient norm before clipping, and answer tokens, over all ranks.
+    """
+    counts = [(batch.inputs["labels"][:, 1:] != IGNORE).sum() for batch in window]
+    total = accelerator.reduce(torch.stack(counts).sum().to(accelerator.device), reduction="sum")
+    summed = torch.zeros((), device=accelerator.device)
+    for number, batch in enumerate(window):
+        final = number == len(window) - 1
+        with contextlib.nullcontext() if final else accelerator.no_sync(wrapped):
+            loss, _ = wrapped(**batch.inputs, label_smoothing=config.train.label_smoothing)
+            # DDP averages gradients over ranks; the sum is what is wanted.
+            accelerator.backward(loss * accelerator.num_processes / total)
+        summed += loss.detach()
+    summed = accelerator.reduce(summed, reduction="sum") / total
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, config.train.clip)
+    if not (torch.isfinite(summed) and torch.isfinite(norm)):
+        keys = [key for batch in window for key in batch.keys]
+        raise DataError(f"The loss is {summed.item()} (gradient {norm.item()}) on samples {keys[:8]}: lower the rate.")
+    optimizer.step()
+    optimizer.zero_grad()
+    return summed.item(), norm.item(), int(total)
+
+
+def _batches(config: RunConfig, model: ExcitorModel, accelerator: Accelerator, start: int) -> Iterator[Batch]:
+    """Batches of this rank from position `start`; bad samples are logged as they are found."""
+    settings, data = config.train, config.data
+    shares = accelerator.num_processes * settings.accumulation
+    if settings.batch_size % shares:
+        raise ConfigError(
+            f"train.batch_size is {settings.batch_size}, which {shares} (ranks x accumulation) does not divide."
+        )
+    tokenizer = model.processor.tokenizer
+    image_transform = model.tower.transform(data.crop_scale, data.flip)
+    maker = ExampleMaker(tokenizer, model.processor.prompt, image_transform, settings.seed, data.max_pixels, True)
+    stream = TrainingStream(
+        list_shards(data.train),
+        maker,
+        functools.partial(collate, padding=tokenizer.pad_token_id),
+        batch_size=settings.batch_size // shares,
+        seed=settings.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        shuffle_buffer=data.shuffle_buffer,
+        max_bad_fraction=data.max_bad_fraction,
+        start_batch=start,
+    )
+    for item in make_loader(stream, data.workers):
+        for record in item.bad:
+            log(f"bad sample {record.key} in {record.shard}: {record.reason}")
+        yield item.batch
+
+
+class _State:
+    """What a run remembers: position, best score, and how to write them down."""
+
+    def __init__(self, model: ExcitorModel, optimizer: torch.optim.Optimizer, output: Path) -> None:
+        self.model, self.optimizer, self.output = model, optimizer, output
+        self.step, self.best, self.stale = 0, -1.0, 0
+
+    def save(self) -> None:
+        """The last adapter and the checkpoint, each replaced in one move."""
+        self.model.save_pretrained(self.output / "last", self.facts())
+        tensors: dict[str, Tensor] = {name: p.detach() for name, p in self.model.trainables().items()}
+        facts = {"step": self.step, "best": self.best, "stale": self.stale}
+        fresh = self.output / f".{CHECKPOINT}"
+        with fresh.open("wb") as file:
+            torch.save({"trainables": tensors, "optimizer": self.optimizer.state_dict(), **facts}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self.output / CHECKPOINT)
+
+    def load(self) -> None:
+        """Go on where `save` was called last."""
+        saved = torch.load(self.output / CHECKPOINT, map_location="cpu", weights_only=True)
+        with torch.no_grad():
+            for name, parameter in self.model.trainables().items():
+                parameter.copy_(saved["trainables"][name])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.best, self.stale = saved["step"], saved["best"], saved["stale"]
+
+    def note(self, accelerator: Accelerator, facts: dict[str, float]) -> None:
+        """One line of metrics.jsonl, and the trackers."""
+        if accelerator.is_main_process:
+            with (self.output / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": self.step, **facts}) + "\n")
+            accelerator.log(facts, step=self.step)
+
+    def judge(self, cider: float, accelerator: Accelerator) -> None:
+        """Keep the adapter if it is the best so far."""
+        self.stale = 0 if cider > self.best else self.stale + 1
+        if cider > self.best:
+            self.best = cider
+            if accelerator.is_main_process:
+                self.model.save_pretrained(self.output / "best", self.facts())
+
+    def out_of_patience(self, patience: int | None) -> bool:
+        """True when the last `patience` validations brought nothing better."""
+        return patience is not None and self.stale >= patience
+
+    def facts(self) -> dict[str, str]:
+        """For people who open the adapter."""
+        best = f"{self.best:.1f}" if self.best >= 0 else "not validated"
+        return {"steps": str(self.step), "best validation CIDEr x100 (greedy)": best, "run": self.output.name}
+
+
+def _claim(output: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:
+    """Make the run folder, or refuse one that is in use."""
+    text = yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(config))), sort_keys=False)
+    path = output / "config.yaml"
+    if resume:
+        if not (output / CHECKPOINT).exists():
+            raise ConfigError(f"{output} has no {CHECKPOINT} to resume from: start it without --resume.")
+        if path.read_text(encoding="utf-8") != text:
+            raise ConfigError(f"The configuration differs from {path}: resume with the same one, or start a new run.")
+        return
+    if output.exists() and any(output.iterdir()):
+        if not overwrite:
+            raise ConfigError(f"{output} holds a run already: add --resume or --overwrite, or change train.output.")
+        shutil.rmtree(output)
+    output.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
