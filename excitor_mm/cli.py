@@ -147,7 +147,9 @@ def _add_pack(sub: ArgumentParser) -> None:
         ("answers", "VQAv2 annotations JSON"),
     ):
         sub.add_argument(f"--{name}", type=Path | None, default=None, help=text)
-    sub.add_argument("--split", type=str | None, default=None, help="train (with restval), train-only, val, test, ...")
+    sub.add_argument(
+        "--split", type=str | None, default=None, help="train (with restval), train-only, val, test, ..."
+    )
     sub.add_argument("--output", type=Path, required=True, help="folder for the shards")
     sub.add_argument("--name", type=str, default="coco", help="shards are called NAME-000000.tar")
     sub.add_argument("--samples-per-shard", type=int, default=1000, help="images in a shard")
@@ -166,7 +168,9 @@ def _add_generation(sub: ArgumentParser) -> None:
         kind = type(item.default)
         name = "--" + item.name.replace("_", "-")
         if kind is bool:
-            sub.add_argument(name, action="store_true", default=None, help="draw tokens instead of taking the likeliest")
+            sub.add_argument(
+                name, action="store_true", default=None, help="draw tokens instead of taking the likeliest"
+            )
         else:
             sub.add_argument(name, type=kind | None, default=None, help="replaces the adapter's own")
 
@@ -220,9 +224,7 @@ def _pack(options: Namespace) -> int:
 def _check(options: Namespace) -> int:
     from excitor_mm.data.check import check_shards, format_check
 
-    check = check_shards(
-        options.shards, ranks=options.ranks, workers=options.workers, batch_size=options.batch_size
-    )
+    check = check_shards(options.shards, ranks=options.ranks, workers=options.workers, batch_size=options.batch_size)
     print(json.dumps(dataclasses.asdict(check)) if options.json else format_check(check))
     return 0 if check.ok else 1
 

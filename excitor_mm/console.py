@@ -56,9 +56,7 @@ class Progress:
                 console=Console(stderr=True),
             )
             self._bar.start()
-            self._task = self._bar.add_task(
-                self.description, total=self.total, completed=self.count, note=""
-            )
+            self._task = self._bar.add_task(self.description, total=self.total, completed=self.count, note="")
         return self
 
     def advance(self, units: int = 1, note: str = "") -> None:

@@ -85,9 +85,7 @@ class Excitor(nn.Module):
         down = torch.stack([self.visual_key_down, self.visual_value_down]).to(image.dtype)
         return torch.einsum("bnv,prv->bpnr", image, down)
 
-    def forward(
-        self, words: Tensor, visual: Tensor | None = None, visual_mask: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, words: Tensor, visual: Tensor | None = None, visual_mask: Tensor | None = None) -> Tensor:
         """The gated extra keys g E.
 
         Args:

@@ -132,7 +132,11 @@ def predict(
     meta = {"adapter": adapter, "shards": shards, "prompt": text, "decoding": dataclasses.asdict(decoding)}
     done = _claim(output, meta, overwrite)
     stream = EvaluationStream(
-        list_shards(shards), _Prepare(model.tower.transform()), list, batch_size=batch_size, skip_ids=frozenset(done)
+        list_shards(shards),
+        _Prepare(model.tower.transform()),
+        list,
+        batch_size=batch_size,
+        skip_ids=frozenset(done),
     )
     seen = set(done)
     bad = 0
@@ -181,5 +185,3 @@ def _claim(output: Path, meta: dict[str, Any], overwrite: bool) -> set[int | str
     if not text.endswith("\n"):  # the last line was cut off
         output.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
     return set(read_predictions(output))
-
-

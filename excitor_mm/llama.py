@@ -47,7 +47,7 @@ class ExcitorAttention(LlamaAttention):
         for name, child in attention.named_children():
             setattr(adopted, name, child)
         if excitor is not None:
-            adopted.k_proj = ExcitedKeyProjection(attention.k_proj, excitor)
+            adopted.k_proj = ExcitedKeyProjection(attention.k_proj, excitor)  # type: ignore[assignment]
         return adopted.train(attention.training)
 
     def forward(  # type: ignore[override]
@@ -76,7 +76,7 @@ class ExcitorAttention(LlamaAttention):
 class ExcitorLlamaForCausalLM(LlamaForCausalLM):
     """`LlamaForCausalLM` that accepts visual prompts. Load it with `from_pretrained`, then `add_excitors`."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         *args: Any,
         visual_prompts: Tensor | None = None,
@@ -103,15 +103,15 @@ class ExcitorLlamaForCausalLM(LlamaForCausalLM):
                 f"excitor.layers is {count}, but the language model has {len(layers)} layers: "
                 f"choose 1 to {len(layers)}."
             )
+        key_heads = self.config.num_key_value_heads or self.config.num_attention_heads
         self.requires_grad_(False)
         for index, layer in enumerate(layers):
             excitor = None
             if index >= len(layers) - count:
-                attention = layer.self_attn
                 excitor = Excitor(
                     self.config.hidden_size,
-                    self.config.num_key_value_heads,
-                    attention.head_dim,
+                    key_heads,
+                    layer.self_attn.head_dim,
                     prompts=config.prompts,
                     rank=config.rank,
                     visual_width=visual_width,

@@ -28,8 +28,6 @@ from excitor_mm.prompts import fill_template
 from excitor_mm.vision.tower import VisionTower, load_tower
 
 
-
-
 class ExcitorModel(nn.Module):
     """Built from parts; `build_model` and `from_pretrained` load the parts by name.
 
@@ -134,7 +132,7 @@ class ExcitorModel(nn.Module):
             options: passed on to transformers' `generate`.
         """
         visual, mask = self.visual_prompts(pixel_values, image_mask)
-        ids = self.language.generate(
+        ids = self.language.generate(  # type: ignore[misc]
             input_ids=input_ids.to(self.device),
             attention_mask=attention_mask.to(self.device),
             visual_prompts=visual,
@@ -154,10 +152,10 @@ class ExcitorModel(nn.Module):
             images: PIL image, encoded bytes or path, or a list of them.
             options: `prompt`, `decoding`, or options of transformers' `generate`.
         """
-        several = isinstance(images, (list, tuple))
-        inputs = self.processor(images=images if several else [images], text=options.pop("prompt", None))
+        batch = list(images) if isinstance(images, (list, tuple)) else [images]
+        inputs = self.processor(images=batch, text=options.pop("prompt", None))
         captions = self.processor.batch_decode(self.generate(**inputs, **options))
-        return captions if several else captions[0]
+        return captions if isinstance(images, (list, tuple)) else captions[0]
 
     def save_pretrained(self, folder: str | Path, training: dict[str, str] | None = None) -> None:
         """Write the adapter folder; `training` is free text for people."""
@@ -185,7 +183,12 @@ class ExcitorModel(nn.Module):
             config.language, config.vision, config.excitor, config.template, config.palette, config.decoding
         )
         for what, name, got, expected in (
-            ("language model", config.language.path, model.config.language_fingerprint, config.language_fingerprint),
+            (
+                "language model",
+                config.language.path,
+                model.config.language_fingerprint,
+                config.language_fingerprint,
+            ),
             ("encoder", _names(config.vision), model.config.vision_fingerprint, config.vision_fingerprint),
         ):
             adapter.check_fingerprint(what, name, got, expected)
@@ -263,7 +266,7 @@ def load_language(config: LanguageConfig) -> tuple[ExcitorLlamaForCausalLM, Any]
 
 
 def choose_device(wish: str) -> torch.device:
-    """"auto": a GPU where there is one."""
+    """ "auto": a GPU where there is one."""
     if wish == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if wish == "cuda" and not torch.cuda.is_available():

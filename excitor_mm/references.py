@@ -96,7 +96,9 @@ def _from_shards(path: str) -> dict[Id, list[str]]:
             if sample.captions:
                 references[sample.image_id] = list(sample.captions)
     if bad:
-        raise DataError(f"{len(bad)} samples of {path} cannot be read (first: {bad[0]}): run `excitor-mm shards check`.")
+        raise DataError(
+            f"{len(bad)} samples of {path} cannot be read (first: {bad[0]}): run `excitor-mm shards check`."
+        )
     return references
 
 

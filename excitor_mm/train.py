@@ -155,7 +155,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, config: RunCo
 
 
 def train_step(
-    wrapped: Any, optimizer: torch.optim.Optimizer, window: list[Batch], accelerator: Accelerator, config: RunConfig
+    wrapped: Any,
+    optimizer: torch.optim.Optimizer,
+    window: list[Batch],
+    accelerator: Accelerator,
+    config: RunConfig,
 ) -> tuple[float, float, int]:
     """One optimizer step over the accumulated batches.
 
@@ -177,7 +181,9 @@ def train_step(
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.train.clip)
     if not (torch.isfinite(summed) and torch.isfinite(norm)):
         keys = [key for batch in window for key in batch.keys]
-        raise DataError(f"The loss is {summed.item()} (gradient {norm.item()}) on samples {keys[:8]}: lower the rate.")
+        raise DataError(
+            f"The loss is {summed.item()} (gradient {norm.item()}) on samples {keys[:8]}: lower the rate."
+        )
     optimizer.step()
     optimizer.zero_grad()
     return summed.item(), norm.item(), int(total)

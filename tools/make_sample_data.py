@@ -51,7 +51,12 @@ def write_split(folder: Path, split: str, count: int, seed: int) -> Source:
     }
     for name, value in files.items():
         (folder / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
-    return Source(folder / "images", **{name: folder / f"{name}.json" for name in files})
+    return Source(
+        folder / "images",
+        captions=folder / "captions.json",
+        questions=folder / "questions.json",
+        answers=folder / "answers.json",
+    )
 
 
 def main() -> None:

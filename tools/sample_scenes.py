@@ -68,7 +68,10 @@ def make_scene(chooser: random.Random, training: bool) -> Scene:
     background = chooser.choice(list(BACKGROUNDS))
     form = chooser.choice(("single", "several", "pair"))
     if form == "single":
-        size, texture = chooser.choice(("large", "small")), chooser.choice(("plain", "plain", "striped", "dotted"))
+        size, texture = (
+            chooser.choice(("large", "small")),
+            chooser.choice(("plain", "plain", "striped", "dotted")),
+        )
         return Scene(background, (Thing(*main, size, texture),))
     if form == "several":
         return Scene(background, (Thing(*main),) * chooser.choice((2, 3)))

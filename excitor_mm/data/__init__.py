@@ -1,0 +1,1 @@
+"""Samples, shards and streams: everything between files on disk and a `Batch`."""

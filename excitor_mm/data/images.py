@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -57,8 +58,9 @@ def load_image(source: bytes | str | Path, max_pixels: int = MAX_PIXELS) -> Imag
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        low, high = image.getextrema()
-        top = 65535.0 if image.mode != "F" and high > 255 else max(float(high), 255.0)
+        extrema: Any = image.getextrema()  # one band, so one pair
+        highest = float(extrema[1])
+        top = 65535.0 if image.mode != "F" and highest > 255 else max(highest, 255.0)
         image = image.convert("F").point(lambda value: value * (255 / top)).convert("L")
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -52,7 +52,7 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> ShardEntry:
     """Write a tar file whose bytes depend on the samples alone; it appears under its name when complete."""
     from webdataset import TarWriter
 
-    counts = [0, 0, 0]
+    count, captions, questions = 0, 0, 0
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     fresh = Path(name)
     try:
@@ -60,18 +60,16 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> ShardEntry:
             with TarWriter(file, encoder=False, mtime=0, user="", group="") as writer:
                 for sample in samples:
                     writer.write({"__key__": sample.key, **sample_to_fields(sample)})
-                    counts = [
-                        counts[0] + 1,
-                        counts[1] + len(sample.captions),
-                        counts[2] + len(sample.questions),
-                    ]
+                    count += 1
+                    captions += len(sample.captions)
+                    questions += len(sample.questions)
             file.flush()
             os.fsync(file.fileno())
         fresh.chmod(0o644)
         fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)
-    return ShardEntry(path.name, *counts, bytes=path.stat().st_size, sha256=file_sha256(path))
+    return ShardEntry(path.name, count, captions, questions, path.stat().st_size, file_sha256(path))
 
 
 def file_sha256(path: Path) -> str:

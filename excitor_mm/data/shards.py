@@ -139,7 +139,7 @@ class _StrictTarInfo(tarfile.TarInfo):
     """tarfile takes a damaged header in the middle for the end of the archive; only a zero block is one."""
 
     @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
+    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:  # type: ignore[override]
         try:
             return super().fromtarfile(tar)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]

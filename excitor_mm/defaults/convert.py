@@ -27,7 +27,7 @@ def smollm2(gguf: Path, target: Path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=torch.bfloat16)
     settings = loaded.config.to_dict()
     del settings["quantization_config"]
-    plain = LlamaForCausalLM(LlamaConfig.from_dict(settings)).to(torch.bfloat16)
+    plain = LlamaForCausalLM(LlamaConfig.from_dict(settings)).bfloat16()
     plain.load_state_dict(loaded.state_dict())
     plain.save_pretrained(target)
     AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name).save_pretrained(target)

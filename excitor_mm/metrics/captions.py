@@ -55,9 +55,7 @@ def score_captions(
     """
     _check(predictions, references)
     ids = list(references)
-    tokens = ptb_tokenize(
-        {**{("r", i): references[i] for i in ids}, **{("p", i): [predictions[i]] for i in ids}}
-    )
+    tokens = ptb_tokenize({**{("r", i): references[i] for i in ids}, **{("p", i): [predictions[i]] for i in ids}})
     truth = {i: tokens[("r", i)] for i in ids}
     guess = {i: tokens[("p", i)] for i in ids}
     scores: dict[str, float] = {}

@@ -1,0 +1,1 @@
+"""Frozen encoders: one file a library, one tower that joins them."""

@@ -7,32 +7,25 @@ from typing import Any
 
 import open_clip
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from excitor_mm.errors import ConfigError
-from excitor_mm.vision.preprocess import Preprocessing
+from excitor_mm.vision.preprocess import Encoder, Preprocessing
 
 
-class OpenClipEncoder(nn.Module):
-    """Images to the tokens of a CLIP or SigLIP tower: prefix tokens and patches, before the text projection.
+class OpenClipEncoder(Encoder):
+    """Images to the tokens of a CLIP or SigLIP tower: prefix tokens and patches, before the text projection."""
 
-    Attributes:
-        width: V, the width of a token.
-        preprocessing: size, mean, std and interpolation the weights were trained with.
-    """
-
-    def __init__(self, visual: nn.Module, layers: list[int] | None) -> None:
+    def __init__(self, visual: Any, layers: list[int] | None) -> None:
         super().__init__()
         self.visual, self.layers = visual, layers or [-1]
         config: dict[str, Any] = visual.preprocess_cfg
         side = config["size"] if isinstance(config["size"], int) else config["size"][-1]
-        self.preprocessing = Preprocessing(
-            side, tuple(config["mean"]), tuple(config["std"]), config["interpolation"]
-        )
+        self.preprocessing = Preprocessing(side, tuple(config["mean"]), tuple(config["std"]), config["interpolation"])
         with torch.no_grad():
             first = next(visual.parameters())
             shape = self(torch.zeros(1, 3, side, side, dtype=first.dtype, device=first.device)).shape
-        self.width: int = shape[-1]
+        self.width = shape[-1]
 
     def forward(self, pixels: Tensor) -> Tensor:
         """float[B, 3, S, S] normalised -> float[B, N, V]."""

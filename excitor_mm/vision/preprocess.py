@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import v2
 
 
@@ -43,6 +43,18 @@ class Preprocessing:
         if flip > 0:
             steps.append(v2.RandomHorizontalFlip(flip))
         return v2.Compose([*steps, v2.PILToTensor(), _Scale(), v2.Normalize(list(self.mean), list(self.std))])
+
+
+class Encoder(nn.Module):
+    """What every frozen encoder has: float[B, 3, S, S] normalised -> float[B, N, V].
+
+    Attributes:
+        width: V, the width of a token.
+        preprocessing: size, mean, std and interpolation the weights were trained with.
+    """
+
+    width: int
+    preprocessing: Preprocessing
 
 
 class _Scale:

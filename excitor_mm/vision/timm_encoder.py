@@ -10,27 +10,23 @@ from typing import Any
 import timm
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from excitor_mm.errors import ConfigError
-from excitor_mm.vision.preprocess import Preprocessing
+from excitor_mm.vision.preprocess import Encoder, Preprocessing
 
 
-class TimmEncoder(nn.Module):
+class TimmEncoder(Encoder):
     """Images to tokens.
 
     ViT: class token and patches of the last layer after the final norm, or of each layer in `layers`.
     CNN: the positions of the last feature map and, as one more token, their mean.
-
-    Attributes:
-        width: V, the width of a token.
-        preprocessing: size, mean, std and interpolation the weights were trained with.
     """
 
-    def __init__(self, net: nn.Module, preprocessing: Preprocessing, layers: list[int] | None) -> None:
+    def __init__(self, net: Any, preprocessing: Preprocessing, layers: list[int] | None) -> None:
         super().__init__()
         self.net, self.preprocessing, self.layers = net, preprocessing, layers
-        self.width: int = net.num_features
+        self.width = net.num_features
         self.is_cnn = not hasattr(net, "blocks") or not hasattr(net, "patch_embed")
         if self.is_cnn and layers is not None:
             raise ConfigError("vision.layers is for ViTs; a CNN gives its last feature map: set it to null.")
@@ -83,7 +79,7 @@ def load_timm(model: str, weights: str | None, layers: list[int] | None) -> Timm
     return TimmEncoder(net, preprocessing, layers)
 
 
-def _from_file(model: str, path: Path) -> tuple[nn.Module, Preprocessing]:
+def _from_file(model: str, path: Path) -> tuple[Any, Preprocessing]:
     """A safetensors file; its metadata, where present, tells how images are prepared."""
     with safe_open(path, "pt") as file:
         metadata: dict[str, str] = file.metadata() or {}

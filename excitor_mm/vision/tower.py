@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from excitor_mm.config import EncoderConfig
 from excitor_mm.defaults import PARTS, default_path
+from excitor_mm.vision.preprocess import Encoder
 
 
 class VisionTower(nn.Module):
@@ -24,9 +25,9 @@ class VisionTower(nn.Module):
         width: V, the sum of the encoders' widths.
     """
 
-    def __init__(self, encoders: Sequence[nn.Module]) -> None:
+    def __init__(self, encoders: Sequence[Encoder]) -> None:
         super().__init__()
-        self.encoders = nn.ModuleList(encoders)
+        self.encoders: Sequence[Encoder] = nn.ModuleList(encoders)  # type: ignore[assignment]
         self.width: int = sum(encoder.width for encoder in encoders)
         self.requires_grad_(False).eval()
 
@@ -72,7 +73,7 @@ def load_tower(configs: Sequence[EncoderConfig]) -> VisionTower:
     return VisionTower([_load_encoder(config) for config in configs])
 
 
-def _load_encoder(config: EncoderConfig) -> nn.Module:
+def _load_encoder(config: EncoderConfig) -> Encoder:
     weights = config.weights
     if weights in PARTS:
         weights = str(default_path(weights))

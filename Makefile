@@ -1,0 +1,29 @@
+# Each target sets up what it needs in .venv on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check setup
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev,java]'
+	touch $@
+
+# The main job on real weights: about 15 minutes on two cores. QUICK=1: the same path in a few steps.
+demo: setup
+	$(BIN)/python tools/demo.py $(if $(QUICK),--quick)
+
+# The tests use the default frozen parts too, and fetch them by the project's own command.
+test: setup
+	$(BIN)/excitor-mm fetch-defaults
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_layers.py
