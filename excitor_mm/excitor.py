@@ -109,8 +109,8 @@ class Excitor(nn.Module):
             if visual_mask is not None:
                 visual_scores = visual_scores.masked_fill(~visual_mask[:, None, None], -torch.inf)
             scores = torch.cat([scores, visual_scores], dim=-1)
-        # fp32 and max-subtracted: no score can overflow it.
-        weights = torch.softmax(scores.float() * self.head_width**-0.5, dim=-1).to(dtype)
+        exact = torch.promote_types(dtype, torch.float32)  # a softmax in half precision loses small weights
+        weights = torch.softmax(scores.to(exact) * self.head_width**-0.5, dim=-1).to(dtype)
         extra = weights[..., : len(self.prompts)] @ prompts  # (3): [B, H, T, d]
         if visual is not None:
             value_up = self._by_head(self.visual_value_up.T, dtype).transpose(0, 1)  # [H, R, d]

@@ -152,7 +152,7 @@ class ExcitorModel(nn.Module):
             images: PIL image, encoded bytes or path, or a list of them.
             options: `prompt`, `decoding`, or options of transformers' `generate`.
         """
-        batch = list(images) if isinstance(images, (list, tuple)) else [images]
+        batch: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
         inputs = self.processor(images=batch, text=options.pop("prompt", None))
         captions = self.processor.batch_decode(self.generate(**inputs, **options))
         return captions if isinstance(images, (list, tuple)) else captions[0]

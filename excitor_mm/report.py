@@ -21,7 +21,8 @@ SHOWN = 24  # pictures; the best and the worst half of them
 STYLE = """
 :root { color-scheme: light dark; --line: #8886; --accent: #2a6fdb; --other: #d9822b }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse } td, th { padding: .25rem .75rem; border-bottom: 1px solid var(--line); text-align: left }
+table { border-collapse: collapse }
+td, th { padding: .25rem .75rem; border-bottom: 1px solid var(--line); text-align: left }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 1rem }
 figure { margin: 0; border: 1px solid var(--line); border-radius: 8px; overflow: hidden }
 figure img { width: 100%; display: block } figcaption { padding: .5rem .75rem } small { opacity: .75 }

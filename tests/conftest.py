@@ -1,0 +1,128 @@
+"""Tiny real parts: a random two-layer LLaMA with a tokenizer, a random ViT file, shards made on the fly."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from excitor_mm.config import (
+    DataConfig,
+    DecodingConfig,
+    EncoderConfig,
+    ExcitorConfig,
+    LanguageConfig,
+    PromptConfig,
+    RunConfig,
+    TrainConfig,
+)
+from excitor_mm.data.index import ShardIndex, write_index, write_shard
+from excitor_mm.data.samples import Sample
+
+torch.set_num_threads(2)
+COLOURS = ("red", "green", "blue", "yellow", "white", "black", "purple", "gray")
+
+
+def jpeg(colour: str | tuple[int, int, int] = "red", size: tuple[int, int] = (48, 48)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def make_sample(number: int, captions: int = 2) -> Sample:
+    colour = COLOURS[number % len(COLOURS)]
+    texts = tuple(f"A {colour} square number {i}." for i in range(captions))
+    return Sample(f"{number:012d}", number, jpeg(colour), texts)
+
+
+def make_shards(folder: Path, counts: list[int]) -> Path:
+    """A folder of shards with `counts` samples each, and its index."""
+    folder.mkdir(parents=True)
+    entries, number = [], 0
+    for index, count in enumerate(counts):
+        samples = [make_sample(number + i) for i in range(count)]
+        number += count
+        entries.append(write_shard(folder / f"tiny-{index:06d}.tar", samples))
+    write_index(folder, ShardIndex("tiny", entries))
+    return folder
+
+
+def llama_config(key_heads: int = 2, layers: int = 3, **changes: object) -> LlamaConfig:
+    values = {
+        "vocab_size": 300,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": key_heads,
+        "max_position_embeddings": 256,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+        "initializer_range": 0.2,
+    }
+    return LlamaConfig(**{**values, **changes})
+
+
+@pytest.fixture(scope="session")
+def language_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformers folder: random LLaMA and a byte-level tokenizer of 300 pieces."""
+    folder = tmp_path_factory.mktemp("language")
+    torch.manual_seed(0)
+    LlamaForCausalLM(llama_config()).save_pretrained(folder)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([f"A {c} square number {i}." for c in COLOURS for i in range(9)], trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+    fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of timm's smallest test ViT."""
+    path = tmp_path_factory.mktemp("encoder") / "test_vit.safetensors"
+    torch.manual_seed(1)
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def run_config(language_folder: Path, encoder_file: Path, tmp_path: Path) -> RunConfig:
+    """A complete run on eight coloured squares."""
+    shards = str(make_shards(tmp_path / "shards", [5, 3]))
+    return RunConfig(
+        language=LanguageConfig(path=str(language_folder), dtype="float32"),
+        vision=[EncoderConfig("timm", "test_vit", str(encoder_file))],
+        excitor=ExcitorConfig(layers=2, prompts=4, rank=4, visual_rank=4),
+        prompt=PromptConfig(template="palette", palette_size=6),
+        data=DataConfig(train=shards, workers=0, shuffle_buffer=4),
+        train=TrainConfig(output=str(tmp_path / "run"), steps=4, batch_size=8, learning_rate=1e-2, device="cpu"),
+        decoding=DecodingConfig(beams=1, max_new_tokens=12),
+    )
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Reference files that are not part of the repository."""
+    folder = os.environ.get("EXCITOR_MM_SHARED")
+    if not folder:
+        pytest.skip("EXCITOR_MM_SHARED is not set: it names a folder with published reference files")
+    return Path(folder)
