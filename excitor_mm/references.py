@@ -58,10 +58,8 @@ def read_references(path: str, split: str | None = None, ids: Path | None = None
     Raises:
         DataError: not such files, or no image left.
     """
-    if Path(path).suffix in (".json", ".gz"):
-        references = _from_json(Path(path), split)
-    else:
-        references = _from_shards(path)
+    is_json = Path(path).suffix in (".json", ".gz")
+    references = _from_json(Path(path), split) if is_json else _from_shards(path)
     if ids is not None:
         wanted = _wanted(ids, split)
         references = {i: captions for i, captions in references.items() if i in wanted}

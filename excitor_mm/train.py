@@ -57,7 +57,9 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
     """
     settings = config.train
     output = Path(settings.output)
-    accelerator = Accelerator(cpu=choose_device(settings.device).type == "cpu", log_with=list(settings.trackers))
+    accelerator = Accelerator(
+        cpu=choose_device(settings.device).type == "cpu", log_with=list(settings.trackers) or None
+    )
     if accelerator.is_main_process:
         _claim(output, config, resume, overwrite)
     accelerator.wait_for_everyone()

@@ -39,16 +39,16 @@ def jpeg(colour: str | tuple[int, int, int] = "red", size: tuple[int, int] = (48
 
 def make_sample(number: int, captions: int = 2) -> Sample:
     colour = COLOURS[number % len(COLOURS)]
-    texts = tuple(f"A {colour} square number {i}." for i in range(captions))
+    texts = (f"A {colour} square.", f"A picture of a square in {colour}.")[:captions]
     return Sample(f"{number:012d}", number, jpeg(colour), texts)
 
 
-def make_shards(folder: Path, counts: list[int]) -> Path:
+def make_shards(folder: Path, counts: list[int], captions: int = 2) -> Path:
     """A folder of shards with `counts` samples each, and its index."""
     folder.mkdir(parents=True)
     entries, number = [], 0
     for index, count in enumerate(counts):
-        samples = [make_sample(number + i) for i in range(count)]
+        samples = [make_sample(number + i, captions) for i in range(count)]
         number += count
         entries.append(write_shard(folder / f"tiny-{index:06d}.tar", samples))
     write_index(folder, ShardIndex("tiny", entries))
@@ -87,7 +87,7 @@ def language_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([f"A {c} square number {i}." for c in COLOURS for i in range(9)], trainer)
+    tokenizer.train_from_iterator([f"A picture of a {c} square in {c}." for c in COLOURS] * 3, trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
     )

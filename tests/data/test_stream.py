@@ -1,0 +1,221 @@
+"""Shards and streams: damage is counted, nothing is lost or doubled, a resumed stream goes on exactly."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from excitor_mm.data.check import check_shards
+from excitor_mm.data.samples import BadSample, Sample, sample_to_fields
+from excitor_mm.data.shards import BadRecord, list_shards, read_shard
+from excitor_mm.data.stream import EvaluationStream, TrainingStream, make_loader, reader_slice
+from excitor_mm.errors import DataError
+from tests.conftest import jpeg, make_sample, make_shards
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes] | tarfile.TarInfo]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                tar.addfile(member)
+                continue
+            info = tarfile.TarInfo(member[0])
+            info.size = len(member[1])
+            tar.addfile(info, io.BytesIO(member[1]))
+    return path
+
+
+def members(number: int) -> list[tuple[str, bytes]]:
+    sample = make_sample(number)
+    return [(f"{sample.key}.{name}", data) for name, data in sample_to_fields(sample).items()]
+
+
+def read(path: Path | str) -> tuple[list[int | str], list[BadRecord]]:
+    bad: list[BadRecord] = []
+    return [sample.image_id for sample in read_shard(str(path), bad.append)], bad
+
+
+def test_duplicate_and_non_adjacent_members_are_counted(tmp_path: Path) -> None:
+    doubled = members(2) + [members(2)[0]]
+    path = write_tar(tmp_path / "x.tar", members(1) + doubled + members(3) + [members(1)[0]] + members(4))
+    ids, bad = read(path)
+    assert ids == [1, 3, 4]
+    assert [record.reason for record in bad] == ["duplicate member", "not adjacent"]
+
+
+def test_links_and_escapes_are_never_read(tmp_path: Path) -> None:
+    link = tarfile.TarInfo("a.jpg")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    path = write_tar(tmp_path / "x.tar", [link, ("../b.jpg", b"x"), ("/c.jpg", b"x"), *members(5)])
+    ids, bad = read(path)
+    assert ids == [5]
+    assert [record.reason for record in bad] == ["unsafe member"] * 3
+
+
+def test_key_ends_at_the_first_dot_and_extensions_are_lower_cased(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", [("f.g/7.JPG", jpeg()), ("f.g/7.v2.txt", b"no"), ("f.g/7.txt", b"yes")])
+    bad: list[BadRecord] = []
+    (sample,) = read_shard(str(path), bad.append)
+    assert (sample.key, sample.captions, bad) == ("f.g/7", ("yes",), [])
+
+
+def test_a_tar_cut_anywhere_gives_the_samples_before_the_cut(tmp_path: Path) -> None:
+    whole = write_tar(tmp_path / "x.tar", members(1) + members(2) + members(3)).read_bytes()
+    end = whole.rstrip(b"\0").__len__()
+    for cut in range(0, end, 97):
+        path = tmp_path / "cut.tar"
+        path.write_bytes(whole[:cut])
+        ids, bad = read(path)
+        assert ids == [1, 2, 3][: len(ids)]
+        assert [record.reason for record in bad] == ["truncated or corrupt tar"], cut
+
+
+def test_pipe_and_unknown_schemes_are_refused(tmp_path: Path) -> None:
+    for spec in ("pipe:cat x.tar", "file:///x.tar", "ftp://x/y.tar"):
+        with pytest.raises(DataError, match="scheme"):
+            list_shards(spec)
+    with pytest.raises(DataError, match="does not exist"):
+        list_shards(str(tmp_path / "none"))
+    with pytest.raises(DataError, match="no .tar"):
+        list_shards(str(tmp_path))
+
+
+def test_brace_lists_and_http(tmp_path: Path) -> None:
+    folder = make_shards(tmp_path / "s", [2, 3])
+    assert len(list_shards(f"{folder}/tiny-{{000000..000001}}.tar")) == 2
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    handler.log_message = lambda *args: None  # type: ignore[attr-defined]
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        (url,) = list_shards(f"http://127.0.0.1:{server.server_port}/tiny-000001.tar")
+        assert read(url) == ([2, 3, 4], [])
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def image_id(sample: Sample, epoch: int) -> tuple[int | str, int]:
+    return sample.image_id, epoch
+
+
+def fail_on_three(sample: Sample, epoch: int) -> int | str:
+    if sample.image_id == 3:
+        raise BadSample("test", "bad by design")
+    return sample.image_id
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    return list_shards(str(make_shards(tmp_path_factory.mktemp("data") / "s", [5, 1, 7, 4, 3])))
+
+
+@given(readers=st.integers(1, 12))
+def test_readers_share_all_samples_and_none_starves(shards: tuple[str, ...], readers: int) -> None:
+    parts = [part for reader in range(readers) for part in reader_slice(shards, reader, readers)]
+    for shard in shards:
+        slices = [range(first, 100, step) for name, first, step in parts if name == shard]
+        assert sorted(i for s in slices for i in s) == list(range(100))
+    assert all(reader_slice(shards, reader, readers) for reader in range(readers))
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (3, 2), (2, 4)])
+def test_evaluation_gives_each_sample_once(shards: tuple[str, ...], ranks: int, workers: int) -> None:
+    seen: list[int] = []
+    for rank in range(ranks):
+        stream = EvaluationStream(shards, image_id, list, batch_size=3, rank=rank, world_size=ranks)
+        for item in make_loader(stream, workers):
+            seen += [i for i, _ in item.batch]
+    assert sorted(seen) == list(range(20))
+
+
+def train_batches(shards: tuple[str, ...], count: int, start: int = 0, workers: int = 0, **options) -> list:
+    values = {"batch_size": 3, "seed": 5, "shuffle_buffer": 4, "max_bad_fraction": 0.5, **options}
+    stream = TrainingStream(shards, values.pop("transform", image_id), list, start_batch=start, **values)
+    iterator = iter(make_loader(stream, workers))
+    return [next(iterator).batch for _ in range(count)]
+
+
+def test_training_stream_is_deterministic_shuffled_and_complete(shards: tuple[str, ...]) -> None:
+    batches = train_batches(shards, 40)
+    assert batches == train_batches(shards, 40)
+    assert batches != train_batches(shards, 40, seed=6)
+    flat = [pair for batch in batches for pair in batch]
+    epochs = [[i for i, e in flat if e == epoch] for epoch in range(5)]
+    assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 5
+
+
+@settings(max_examples=12, deadline=None)
+@given(start=st.integers(0, 17), rank=st.integers(0, 1))
+def test_resumed_stream_continues_exactly(shards: tuple[str, ...], start: int, rank: int) -> None:
+    options = {"rank": rank, "world_size": 2, "transform": fail_on_three}
+    whole = train_batches(shards, 22, **options)
+    assert train_batches(shards, 22 - start, start, **options) == whole[start:]
+
+
+@pytest.mark.parametrize("start", [1, 4, 7])
+def test_resumed_workers_continue_exactly(shards: tuple[str, ...], start: int) -> None:
+    whole = train_batches(shards, 12, workers=3)
+    assert train_batches(shards, 12 - start, start, workers=3) == whole[start:]
+
+
+def test_ranks_are_disjoint_within_an_epoch(shards: tuple[str, ...]) -> None:
+    firsts = []
+    for rank in range(2):
+        flat = [pair for batch in train_batches(shards, 12, rank=rank, world_size=2) for pair in batch]
+        firsts.append({i for i, epoch in flat if epoch == 0})
+    assert firsts[0] | firsts[1] == set(range(20))
+    assert not firsts[0] & firsts[1]
+
+
+def test_bad_images_are_replaced_and_reported(shards: tuple[str, ...]) -> None:
+    stream = TrainingStream(shards, fail_on_three, list, batch_size=5, seed=0, max_bad_fraction=0.5)
+    iterator = iter(make_loader(stream, 0))
+    items = [next(iterator) for _ in range(8)]
+    assert all(len(item.batch) == 5 and 3 not in item.batch for item in items)
+    assert {(record.key, record.reason) for item in items for record in item.bad} == {(f"{3:012d}", "test")}
+
+
+def test_too_many_bad_samples_stop_the_run(tmp_path: Path) -> None:
+    path = write_tar(
+        tmp_path / "x.tar", [m for n in range(150) for m in (members(n) if n % 10 else [(f"{n}.jpg", b"")])]
+    )
+    assert len(read(path)[0]) == 150  # parse fine; the images fail
+    stream = TrainingStream([str(path)], _decode, list, batch_size=10, seed=0, shuffle_buffer=0)
+    with pytest.raises(DataError, match=r"not an image.*x\.tar"):
+        for _ in make_loader(stream, 0):
+            pass
+
+
+def _decode(sample: Sample, epoch: int) -> int | str:
+    from excitor_mm.data.images import load_image
+
+    load_image(sample.image or b"")
+    return sample.image_id
+
+
+def test_shard_doctor(tmp_path: Path) -> None:
+    folder = make_shards(tmp_path / "s", [4, 2])
+    check = check_shards(str(folder), ranks=2, workers=2, batch_size=1)
+    assert check.ok
+    assert sum(check.plan.values()) == 6
+    shard = folder / "tiny-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:-11_000])
+    broken = check_shards(str(folder))
+    assert not broken.ok
+    assert broken.shards[0].bad
+    assert broken.shards[0].matches_index is False
+
+
+def test_img2dataset_shard(shared: Path) -> None:
+    ids, bad = read(shared / "shards" / "cc12m-train-0000.tar")
+    assert (len(ids), bad) == (32, [])

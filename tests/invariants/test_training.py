@@ -1,0 +1,140 @@
+"""Training changes what it should and nothing else, and says the same however it is cut into pieces."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from excitor_mm.adapter import TENSORS
+from excitor_mm.config import RunConfig
+from excitor_mm.data.pipeline import Batch, ExampleMaker, collate
+from excitor_mm.data.shards import list_shards
+from excitor_mm.data.stream import EvaluationStream, make_loader
+from excitor_mm.errors import ConfigError
+from excitor_mm.model import ExcitorModel
+from excitor_mm.train import build_for_training, make_optimizer, set_learning_rate, train, train_step
+from tests.conftest import jpeg, make_shards
+
+
+def change(config: RunConfig, **settings: object) -> RunConfig:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **settings))
+
+
+def batches(config: RunConfig, model: ExcitorModel, size: int) -> list[Batch]:
+    """The eight samples in order, `size` at a time, without augmentation."""
+    tokenizer = model.processor.tokenizer
+    maker = ExampleMaker(tokenizer, model.processor.prompt, model.tower.transform(), 0, 10**8, draw_caption=False)
+    padder = functools.partial(collate, padding=tokenizer.pad_token_id)
+    stream = EvaluationStream(list_shards(config.data.train), maker, padder, batch_size=size)
+    return [item.batch for item in make_loader(stream, workers=0)]
+
+
+def steps(config: RunConfig, size: int, count: int = 3) -> ExcitorModel:
+    """Train on the eight samples as windows of batches of `size`."""
+    torch.manual_seed(0)
+    model, accelerator = build_for_training(config), Accelerator(cpu=True)
+    optimizer = make_optimizer(model, config)
+    for step in range(count):
+        set_learning_rate(optimizer, step, config)
+        train_step(model, optimizer, batches(config, model, size), accelerator, config)
+    return model
+
+
+def test_every_trainable_moves_and_nothing_else(run_config: RunConfig) -> None:
+    torch.manual_seed(0)
+    before = {name: p.clone() for name, p in build_for_training(run_config).named_parameters()}
+    model = steps(run_config, size=8)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name, p in model.named_parameters() if p.requires_grad}
+    buffers = dict(build_for_training(run_config).named_buffers())
+    assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
+
+
+def test_closed_gate_still_learns(run_config: RunConfig) -> None:
+    closed = dataclasses.replace(run_config, excitor=dataclasses.replace(run_config.excitor, gate_start=0.0))
+    assert all(p.any() for name, p in steps(closed, size=8).trainables().items() if name.endswith("gate"))
+
+
+def test_accumulation_changes_nothing(run_config: RunConfig) -> None:
+    one, two = steps(run_config, size=8, count=1), steps(run_config, size=2, count=1)
+    for name, parameter in one.trainables().items():
+        torch.testing.assert_close(two.trainables()[name], parameter, rtol=1e-4, atol=1e-5)
+
+
+def test_two_ranks_equal_one(run_config: RunConfig, tmp_path: Path) -> None:
+    """Two gloo processes with half a batch each, against one process with all of it."""
+    script = Path(__file__).with_name("rank_worker.py")
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(run_config)))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29713"]
+    done = subprocess.run([*launch, str(script), str(tmp_path)], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected = steps(run_config, size=8, count=1).trainables()
+    found = load_file(tmp_path / "adapter" / TENSORS)
+    for name, parameter in expected.items():
+        torch.testing.assert_close(found[name], parameter.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(run_config: RunConfig, tmp_path: Path) -> None:
+    whole = change(run_config, output=str(tmp_path / "whole"), steps=4, save_every=2, batch_size=3)
+    train(whole)
+    cut = change(whole, output=str(tmp_path / "cut"))
+    code = (
+        "import sys, json, torch, excitor_mm.train as t; from excitor_mm.config import *\n"
+        "torch.set_num_threads(2)\n"  # as in conftest: sums depend on the number of threads
+        "save = t._State.save\n"
+        "def save_and_die(state):\n"
+        "    save(state)\n"
+        "    import os; os._exit(9)\n"
+        "t._State.save = save_and_die\n"
+        "t.train(from_dict(RunConfig, json.loads(sys.stdin.read())))\n"
+    )
+    died = subprocess.run([sys.executable, "-c", code], input=json.dumps(dataclasses.asdict(cut)), text=True)
+    assert died.returncode == 9
+    assert not (tmp_path / "cut" / "best").exists()
+    train(cut, resume=True)
+    expected, found = (load_file(tmp_path / run / "last" / TENSORS) for run in ("whole", "cut"))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_resume_in_the_middle_needs_the_same_configuration(run_config: RunConfig) -> None:
+    train(change(run_config, steps=2))
+    with pytest.raises(ConfigError, match="--resume or --overwrite"):
+        train(change(run_config, steps=2))
+    with pytest.raises(ConfigError, match="configuration differs"):
+        train(change(run_config, steps=3), resume=True)
+
+
+def test_saved_and_loaded_is_bit_equal(run_config: RunConfig, tmp_path: Path) -> None:
+    model = steps(run_config, size=8)
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = ExcitorModel.from_pretrained(tmp_path / "adapter", device="cpu")
+    batch = batches(run_config, model, 8)[0]
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch.inputs)[0], model(**batch.inputs)[0])
+    assert loaded.processor.prompt == model.processor.prompt
+
+
+def test_eight_images_are_learnt_by_heart(run_config: RunConfig, tmp_path: Path) -> None:
+    """The whole way: train, validate with CIDEr on the same images, keep the best adapter, caption."""
+    shards = str(make_shards(tmp_path / "one-caption", [8], captions=1))
+    data = dataclasses.replace(run_config.data, train=shards, validation=shards, crop_scale=(1.0, 1.0))
+    sizes = dataclasses.replace(run_config.excitor, layers=3, prompts=16, rank=16, visual_rank=16, gate_start=2.0)
+    prompt = dataclasses.replace(run_config.prompt, palette_size=16)
+    config = dataclasses.replace(run_config, data=data, excitor=sizes, prompt=prompt)
+    config = change(config, steps=500, learning_rate=1e-2, weight_decay=0.0, validate_every=500, save_every=500)
+    best = train(config)
+    rows = [json.loads(line) for line in (best.parent / "metrics.jsonl").read_text().splitlines()]
+    cider = next(row["cider"] for row in rows if "cider" in row)
+    assert cider > 700  # 750 is perfect: captions of three words have no four-word phrases
+    model = ExcitorModel.from_pretrained(best, device="cpu")
+    assert model.caption([jpeg("red"), jpeg("blue")]) == ["A red square.", "A blue square."]

