@@ -34,6 +34,7 @@ from excitor_mm.data.pipeline import IGNORE, Batch, ExampleMaker, collate
 from excitor_mm.data.shards import list_shards, read_shard
 from excitor_mm.data.stream import TrainingStream, make_loader
 from excitor_mm.errors import ConfigError, DataError
+from excitor_mm.metrics.java import find_java
 from excitor_mm.model import ExcitorModel, build_model, choose_device
 from excitor_mm.prompts import PALETTE, TEMPLATES, choose_palette
 from excitor_mm.validate import validate
@@ -60,12 +61,13 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
     accelerator = Accelerator(
         cpu=choose_device(settings.device).type == "cpu", log_with=list(settings.trackers) or None
     )
-    if accelerator.is_main_process:
+    _check(config, accelerator)
+    torch.manual_seed(settings.seed)
+    model = build_for_training(config).to(accelerator.device)
+    if accelerator.is_main_process:  # last of all that can fail, because it may delete an older run
         _claim(output, config, resume, overwrite)
     accelerator.wait_for_everyone()
-    torch.manual_seed(settings.seed)
 
-    model = build_for_training(config).to(accelerator.device)
     wrapped = accelerator.prepare(model)
     optimizer = make_optimizer(model, config)
     state = _State(model, optimizer, output)
@@ -195,10 +197,6 @@ def _batches(config: RunConfig, model: ExcitorModel, accelerator: Accelerator, s
     """Batches of this rank from position `start`; bad samples are logged as they are found."""
     settings, data = config.train, config.data
     shares = accelerator.num_processes * settings.accumulation
-    if settings.batch_size % shares:
-        raise ConfigError(
-            f"train.batch_size is {settings.batch_size}, which {shares} (ranks x accumulation) does not divide."
-        )
     tokenizer = model.processor.tokenizer
     image_transform = model.tower.transform(data.crop_scale, data.flip)
     maker = ExampleMaker(tokenizer, model.processor.prompt, image_transform, settings.seed, data.max_pixels, True)
@@ -271,6 +269,20 @@ class _State:
         """For people who open the adapter."""
         best = f"{self.best:.1f}" if self.best >= 0 else "not validated"
         return {"steps": str(self.step), "best validation CIDEr x100 (greedy)": best, "run": self.output.name}
+
+
+def _check(config: RunConfig, accelerator: Accelerator) -> None:
+    """Fail on what would fail later: batch size, shards, Java."""
+    shares = accelerator.num_processes * config.train.accumulation
+    if config.train.batch_size % shares:
+        raise ConfigError(
+            f"train.batch_size is {config.train.batch_size}, which {shares} (ranks x accumulation) does not divide: "
+            "choose a multiple."
+        )
+    list_shards(config.data.train)
+    if config.data.validation:
+        list_shards(config.data.validation)
+        find_java()
 
 
 def _claim(output: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:
