@@ -15,7 +15,7 @@ ROWS = [
     {"vision", "llama", "adapter", "references"},
     {"processor"},
     {"model"},
-    {"generate", "evaluate", "validate", "report", "describe"},
+    {"generate", "evaluate", "validate", "report", "describe", "checkpoint"},
     {"train"},
     {"preflight", "options"},
     {"cli"},

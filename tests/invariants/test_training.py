@@ -90,11 +90,11 @@ def test_interrupted_and_resumed_equals_uninterrupted(run_config: RunConfig, tmp
     code = (
         "import sys, json, torch, excitor_mm.train as t; from excitor_mm.config import *\n"
         "torch.set_num_threads(2)\n"  # as in conftest: sums depend on the number of threads
-        "save = t._State.save\n"
+        "save = t.RunState.save\n"
         "def save_and_die(state):\n"
         "    save(state)\n"
         "    import os; os._exit(9)\n"
-        "t._State.save = save_and_die\n"
+        "t.RunState.save = save_and_die\n"
         "t.train(from_dict(RunConfig, json.loads(sys.stdin.read())))\n"
     )
     died = subprocess.run([sys.executable, "-c", code], input=json.dumps(dataclasses.asdict(cut)), text=True)

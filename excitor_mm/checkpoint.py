@@ -1,0 +1,91 @@
+"""The run folder: claiming it, and what a run remembers between two steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate import Accelerator
+from torch import Tensor
+
+from excitor_mm.config import RunConfig
+from excitor_mm.errors import ConfigError
+from excitor_mm.model import ExcitorModel
+
+CHECKPOINT = "checkpoint.pt"
+
+
+def claim_folder(output: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:
+    """Make the run folder, or refuse one that is in use."""
+    text = yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(config))), sort_keys=False)
+    path = output / "config.yaml"
+    if resume:
+        if not (output / CHECKPOINT).exists():
+            raise ConfigError(f"{output} has no {CHECKPOINT} to resume from: start it without --resume.")
+        if path.read_text(encoding="utf-8") != text:
+            raise ConfigError(f"The configuration differs from {path}: resume with the same one, or start a new run.")
+        return
+    if output.exists() and any(output.iterdir()):
+        if not overwrite:
+            raise ConfigError(f"{output} holds a run already: add --resume or --overwrite, or change train.output.")
+        shutil.rmtree(output)
+    output.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+class RunState:
+    """What a run remembers: position, best score, and how to write them down."""
+
+    def __init__(self, model: ExcitorModel, optimizer: torch.optim.Optimizer, output: Path) -> None:
+        self.model, self.optimizer, self.output = model, optimizer, output
+        self.step, self.best, self.stale = 0, -1.0, 0
+
+    def save(self) -> None:
+        """The last adapter and the checkpoint, each replaced in one move."""
+        self.model.save_pretrained(self.output / "last", self.facts())
+        tensors: dict[str, Tensor] = {name: p.detach() for name, p in self.model.trainables().items()}
+        facts = {"step": self.step, "best": self.best, "stale": self.stale}
+        fresh = self.output / f".{CHECKPOINT}"
+        with fresh.open("wb") as file:
+            torch.save({"trainables": tensors, "optimizer": self.optimizer.state_dict(), **facts}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self.output / CHECKPOINT)
+
+    def load(self) -> None:
+        """Go on where `save` was called last."""
+        saved = torch.load(self.output / CHECKPOINT, map_location="cpu", weights_only=True)
+        with torch.no_grad():
+            for name, parameter in self.model.trainables().items():
+                parameter.copy_(saved["trainables"][name])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.best, self.stale = saved["step"], saved["best"], saved["stale"]
+
+    def note(self, accelerator: Accelerator, facts: dict[str, float]) -> None:
+        """One line of metrics.jsonl, and the trackers."""
+        if accelerator.is_main_process:
+            with (self.output / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": self.step, **facts}) + "\n")
+            accelerator.log(facts, step=self.step)
+
+    def judge(self, cider: float, accelerator: Accelerator) -> None:
+        """Keep the adapter if it is the best so far."""
+        self.stale = 0 if cider > self.best else self.stale + 1
+        if cider > self.best:
+            self.best = cider
+            if accelerator.is_main_process:
+                self.model.save_pretrained(self.output / "best", self.facts())
+
+    def out_of_patience(self, patience: int | None) -> bool:
+        """True when the last `patience` validations brought nothing better."""
+        return patience is not None and self.stale >= patience
+
+    def facts(self) -> dict[str, str]:
+        """For people who open the adapter."""
+        best = f"{self.best:.1f}" if self.best >= 0 else "not validated"
+        return {"steps": str(self.step), "best validation CIDEr x100 (greedy)": best, "run": self.output.name}
