@@ -87,6 +87,7 @@ def save_adapter(folder: Path, config: AdapterConfig, tensors: Mapping[str, Tens
         text = json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False) + "\n"
         (fresh / CONFIG).write_text(text, encoding="utf-8")
         for path in fresh.iterdir():
+            path.chmod(0o644)  # safetensors makes its file readable for the owner alone
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         replace_folder(fresh, folder)

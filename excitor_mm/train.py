@@ -73,6 +73,7 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
         log(f"{sum(p.numel() for p in model.trainables().values()):,} trainable parameters on {model.device}")
         accelerator.init_trackers("excitor-mm", {"config": json.dumps(dataclasses.asdict(config))})
 
+    frozen = frozen_checksums(model)
     started, images, tokens = time.monotonic(), 0, 0
     with Progress("training", settings.steps, "steps", done=state.step) as bar:
         while state.step < settings.steps and not state.out_of_patience(settings.patience):
@@ -94,6 +95,8 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
                 state.judge(scores["cider"], accelerator)
             if accelerator.is_main_process and (last or state.step % settings.save_every == 0):
                 state.save()
+    changed = [name for name, value in frozen_checksums(model).items() if value != frozen[name]]
+    state.note(accelerator, {"frozen_tensors_changed": len(changed)})
     if accelerator.is_main_process and not config.data.validation:
         model.save_pretrained(output / "best", state.facts())
     accelerator.end_training()
@@ -114,6 +117,15 @@ def build_for_training(config: RunConfig) -> ExcitorModel:
         model.language.train()
         model.language.activation_checkpointing_enable()
     return model
+
+
+def frozen_checksums(model: ExcitorModel) -> dict[str, int]:
+    """Sum of the bytes of every frozen tensor, in a moment on any device; the proof that training left it alone."""
+    return {
+        name: int(p.detach().contiguous().view(torch.uint8).sum(dtype=torch.int64))
+        for name, p in model.named_parameters()
+        if not p.requires_grad
+    }
 
 
 def training_captions(config: RunConfig) -> list[str]:
