@@ -1,0 +1,68 @@
+"""README's commands work: the cheap ones are run, all others are at least parsed, and the Python block runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from excitor_mm.cli import main
+from excitor_mm.options import build_parser
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str, heading: str = "") -> list[str]:
+    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0] if heading else README
+    return re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
+
+
+def commands(heading: str = "") -> list[str]:
+    return [line.split("  #")[0].strip() for block in blocks("sh", heading) for line in block.splitlines() if line]
+
+
+def test_every_command_parses() -> None:
+    found = [shlex.split(line) for line in commands() if line.startswith("excitor-mm")]
+    assert len(found) > 10
+    for words in found:
+        build_parser().parse_args([word for word in words[1:] if word != "-"])
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"make (\w+)", README)
+    assert {"demo", "test", "check"} <= set(targets)
+    assert all(f"\n{target}:" in makefile for target in targets)
+
+
+@pytest.fixture
+def in_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def test_try_it(in_root: None, capsys) -> None:
+    for line in commands("Try it"):
+        words = shlex.split(line)
+        if words[0] == "python":
+            done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            assert len(done.stdout.split()) > 3
+        else:
+            assert main(words[1:]) == 0, line
+
+
+def test_python_block(in_root: None, capsys) -> None:
+    (block,) = blocks("python")
+    exec(block, {})
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_files_that_readme_and_docs_name_exist() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "data").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert target.startswith("http") or (page.parent / target).exists(), (page, target)
