@@ -18,7 +18,7 @@ from excitor_mm.data.images import BadImage, load_image
 from excitor_mm.data.index import write_json
 from excitor_mm.data.samples import BadSample, Sample
 from excitor_mm.data.shards import expected_samples, list_shards
-from excitor_mm.data.stream import EvaluationStream, make_loader
+from excitor_mm.data.stream import EvaluationStream, read_stream
 from excitor_mm.errors import DataError
 from excitor_mm.model import ExcitorModel
 from excitor_mm.references import read_predictions
@@ -144,7 +144,7 @@ def predict(
         output.open("a", encoding="utf-8") as file,
         Progress("captioning", expected, "images", done=len(done)) as bar,
     ):
-        for item in make_loader(stream, workers):
+        for item in read_stream(stream, workers):
             for record in item.bad:
                 log(f"bad sample {record.key} in {record.shard}: {record.reason}")
             bad += len(item.bad)

@@ -29,7 +29,7 @@ from excitor_mm.config import RunConfig
 from excitor_mm.console import Progress, log
 from excitor_mm.data.pipeline import IGNORE, Batch, ExampleMaker, collate
 from excitor_mm.data.shards import list_shards, read_shard
-from excitor_mm.data.stream import TrainingStream, make_loader
+from excitor_mm.data.stream import TrainingStream, read_stream
 from excitor_mm.errors import ConfigError, DataError
 from excitor_mm.metrics.java import find_java
 from excitor_mm.model import ExcitorModel, build_model, choose_device
@@ -219,7 +219,7 @@ def _batches(config: RunConfig, model: ExcitorModel, accelerator: Accelerator, s
         max_bad_fraction=data.max_bad_fraction,
         start_batch=start,
     )
-    for item in make_loader(stream, data.workers):
+    for item in read_stream(stream, data.workers):
         for record in item.bad:
             log(f"bad sample {record.key} in {record.shard}: {record.reason}")
         yield item.batch

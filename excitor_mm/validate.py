@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from excitor_mm.config import DecodingConfig, RunConfig
 from excitor_mm.data.pipeline import ExampleMaker, collate
 from excitor_mm.data.shards import list_shards
-from excitor_mm.data.stream import EvaluationStream, make_loader
+from excitor_mm.data.stream import EvaluationStream, read_stream
 from excitor_mm.metrics.captions import score_captions
 from excitor_mm.model import ExcitorModel
 
@@ -40,7 +40,7 @@ def validate(model: ExcitorModel, config: RunConfig, accelerator: Accelerator) -
     greedy = DecodingConfig(beams=1, max_new_tokens=config.decoding.max_new_tokens)
     summed, count = torch.zeros((), device=accelerator.device), torch.zeros((), device=accelerator.device)
     rows: list[tuple[Any, str, tuple[str, ...]]] = []
-    for item in make_loader(stream, data.workers):
+    for item in read_stream(stream, data.workers):
         if item.batch is None:
             continue
         inputs = item.batch.inputs

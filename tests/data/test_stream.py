@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from excitor_mm.data.check import check_shards
 from excitor_mm.data.samples import BadSample, Sample, sample_to_fields
 from excitor_mm.data.shards import BadRecord, list_shards, read_shard
-from excitor_mm.data.stream import EvaluationStream, TrainingStream, make_loader, reader_slice
+from excitor_mm.data.stream import EvaluationStream, TrainingStream, read_stream, reader_slice
 from excitor_mm.errors import DataError
 from tests.conftest import jpeg, make_sample, make_shards
 
@@ -132,7 +132,7 @@ def test_evaluation_gives_each_sample_once(shards: tuple[str, ...], ranks: int, 
     seen: list[int] = []
     for rank in range(ranks):
         stream = EvaluationStream(shards, image_id, list, batch_size=3, rank=rank, world_size=ranks)
-        for item in make_loader(stream, workers):
+        for item in read_stream(stream, workers):
             seen += [i for i, _ in item.batch]
     assert sorted(seen) == list(range(20))
 
@@ -140,7 +140,7 @@ def test_evaluation_gives_each_sample_once(shards: tuple[str, ...], ranks: int, 
 def train_batches(shards: tuple[str, ...], count: int, start: int = 0, workers: int = 0, **options) -> list:
     values = {"batch_size": 3, "seed": 5, "shuffle_buffer": 4, "max_bad_fraction": 0.5, **options}
     stream = TrainingStream(shards, values.pop("transform", image_id), list, start_batch=start, **values)
-    iterator = iter(make_loader(stream, workers))
+    iterator = iter(read_stream(stream, workers))
     return [next(iterator).batch for _ in range(count)]
 
 
@@ -177,9 +177,31 @@ def test_ranks_are_disjoint_within_an_epoch(shards: tuple[str, ...]) -> None:
     assert not firsts[0] & firsts[1]
 
 
+def test_readers_of_tiny_shards_wait_for_their_turn(tmp_path: Path) -> None:
+    """Five readers on three samples: some get none in an epoch, and all go on."""
+    tiny = list_shards(str(make_shards(tmp_path / "s", [1, 2])))
+    for rank in range(5):
+        batches = train_batches(tiny, 4, rank=rank, world_size=5, batch_size=2)
+        assert {i for batch in batches for i, _ in batch} <= {0, 1, 2}
+
+
+def test_shards_without_samples_are_refused(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", [])
+    with pytest.raises(DataError, match="no usable sample"):
+        train_batches((str(path),), 1)
+
+
+def test_a_worker_fails_with_a_sentence(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", [(f"{n}.jpg", b"no image") for n in range(9)])
+    stream = TrainingStream([str(path)], _decode, list, batch_size=3, seed=0)
+    with pytest.raises(DataError, match="not an image") as caught:
+        next(iter(read_stream(stream, workers=1)))
+    assert "Traceback" not in str(caught.value)
+
+
 def test_bad_images_are_replaced_and_reported(shards: tuple[str, ...]) -> None:
     stream = TrainingStream(shards, fail_on_three, list, batch_size=5, seed=0, max_bad_fraction=0.5)
-    iterator = iter(make_loader(stream, 0))
+    iterator = iter(read_stream(stream, 0))
     items = [next(iterator) for _ in range(8)]
     assert all(len(item.batch) == 5 and 3 not in item.batch for item in items)
     assert {(record.key, record.reason) for item in items for record in item.bad} == {(f"{3:012d}", "test")}
@@ -192,7 +214,7 @@ def test_too_many_bad_samples_stop_the_run(tmp_path: Path) -> None:
     assert len(read(path)[0]) == 150  # parse fine; the images fail
     stream = TrainingStream([str(path)], _decode, list, batch_size=10, seed=0, shuffle_buffer=0)
     with pytest.raises(DataError, match=r"not an image.*x\.tar"):
-        for _ in make_loader(stream, 0):
+        for _ in read_stream(stream, 0):
             pass
 
 

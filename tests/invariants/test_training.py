@@ -18,7 +18,7 @@ from excitor_mm.adapter import TENSORS
 from excitor_mm.config import RunConfig
 from excitor_mm.data.pipeline import Batch, ExampleMaker, collate
 from excitor_mm.data.shards import list_shards
-from excitor_mm.data.stream import EvaluationStream, make_loader
+from excitor_mm.data.stream import EvaluationStream, read_stream
 from excitor_mm.errors import ConfigError
 from excitor_mm.model import ExcitorModel
 from excitor_mm.train import build_for_training, make_optimizer, set_learning_rate, train, train_step
@@ -35,7 +35,7 @@ def batches(config: RunConfig, model: ExcitorModel, size: int) -> list[Batch]:
     maker = ExampleMaker(tokenizer, model.processor.prompt, model.tower.transform(), 0, 10**8, draw_caption=False)
     padder = functools.partial(collate, padding=tokenizer.pad_token_id)
     stream = EvaluationStream(list_shards(config.data.train), maker, padder, batch_size=size)
-    return [item.batch for item in make_loader(stream, workers=0)]
+    return [item.batch for item in read_stream(stream, workers=0)]
 
 
 def steps(config: RunConfig, size: int, count: int = 3) -> ExcitorModel:
