@@ -83,9 +83,10 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
             state.step += 1
             images, tokens = images + settings.batch_size, tokens + count
             seconds = time.monotonic() - started
-            bar.advance(note=f"loss {loss:.3f}, rate {rate:.1e}, {images / seconds:.1f} images/s")
+            speed = {"images_per_s": images / seconds, "tokens_per_s": tokens / seconds}
+            shown = f"{speed['images_per_s']:.1f} images/s, {speed['tokens_per_s']:.0f} tokens/s"
+            bar.advance(note=f"loss {loss:.3f}, rate {rate:.1e}, {shown}")
             if state.step % settings.log_every == 0:
-                speed = {"images_per_s": images / seconds, "tokens_per_s": tokens / seconds}
                 facts = {"loss": loss, "learning_rate": rate, "grad_norm": norm, **speed}
                 state.note(accelerator, facts)
             last = state.step == settings.steps

@@ -21,7 +21,8 @@ wrapped = accelerator.prepare(model)
 optimizer = make_optimizer(model, config)
 set_learning_rate(optimizer, 0, config)
 half = batches(config, model, 4)[accelerator.process_index]
-train_step(wrapped, optimizer, [half], accelerator, config)
+loss, norm, count = train_step(wrapped, optimizer, [half], accelerator, config)
 if accelerator.is_main_process:
     model.save_pretrained(folder / "adapter")
+    (folder / "step.json").write_text(json.dumps([loss, norm, count]))
 accelerator.end_training()

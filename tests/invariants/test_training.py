@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,21 +39,21 @@ def batches(config: RunConfig, model: ExcitorModel, size: int) -> list[Batch]:
     return [item.batch for item in read_stream(stream, workers=0)]
 
 
-def steps(config: RunConfig, size: int, count: int = 3) -> ExcitorModel:
-    """Train on the eight samples as windows of batches of `size`."""
+def steps(config: RunConfig, size: int, count: int = 3) -> tuple[ExcitorModel, tuple[float, float, int]]:
+    """Train on the eight samples as windows of batches of `size`; the model and the last step's figures."""
     torch.manual_seed(0)
     model, accelerator = build_for_training(config), Accelerator(cpu=True)
     optimizer = make_optimizer(model, config)
     for step in range(count):
         set_learning_rate(optimizer, step, config)
-        train_step(model, optimizer, batches(config, model, size), accelerator, config)
-    return model
+        figures = train_step(model, optimizer, batches(config, model, size), accelerator, config)
+    return model, figures
 
 
 def test_every_trainable_moves_and_nothing_else(run_config: RunConfig) -> None:
     torch.manual_seed(0)
     before = {name: p.clone() for name, p in build_for_training(run_config).named_parameters()}
-    model = steps(run_config, size=8)
+    model, _ = steps(run_config, size=8)
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {name for name, p in model.named_parameters() if p.requires_grad}
     buffers = dict(build_for_training(run_config).named_buffers())
@@ -61,11 +62,12 @@ def test_every_trainable_moves_and_nothing_else(run_config: RunConfig) -> None:
 
 def test_closed_gate_still_learns(run_config: RunConfig) -> None:
     closed = dataclasses.replace(run_config, excitor=dataclasses.replace(run_config.excitor, gate_start=0.0))
-    assert all(p.any() for name, p in steps(closed, size=8).trainables().items() if name.endswith("gate"))
+    assert all(p.any() for name, p in steps(closed, size=8)[0].trainables().items() if name.endswith("gate"))
 
 
 def test_accumulation_changes_nothing(run_config: RunConfig) -> None:
-    one, two = steps(run_config, size=8, count=1), steps(run_config, size=2, count=1)
+    (one, figures), (two, again) = steps(run_config, size=8, count=1), steps(run_config, size=2, count=1)
+    assert again == pytest.approx(figures, rel=1e-5)  # Adam hides the scale of a gradient; its norm does not
     for name, parameter in one.trainables().items():
         torch.testing.assert_close(two.trainables()[name], parameter, rtol=1e-4, atol=1e-5)
 
@@ -75,9 +77,13 @@ def test_two_ranks_equal_one(run_config: RunConfig, tmp_path: Path) -> None:
     script = Path(__file__).with_name("rank_worker.py")
     (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(run_config)))
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29713"]
-    done = subprocess.run([*launch, str(script), str(tmp_path)], capture_output=True, text=True, timeout=240)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [*launch, str(script), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
-    expected = steps(run_config, size=8, count=1).trainables()
+    model, figures = steps(run_config, size=8, count=1)
+    assert json.loads((tmp_path / "step.json").read_text()) == pytest.approx(list(figures), rel=1e-5)
+    expected = model.trainables()
     found = load_file(tmp_path / "adapter" / TENSORS)
     for name, parameter in expected.items():
         torch.testing.assert_close(found[name], parameter.detach(), rtol=1e-4, atol=1e-5)
@@ -115,7 +121,7 @@ def test_resume_in_the_middle_needs_the_same_configuration(run_config: RunConfig
 
 
 def test_saved_and_loaded_is_bit_equal(run_config: RunConfig, tmp_path: Path) -> None:
-    model = steps(run_config, size=8)
+    model, _ = steps(run_config, size=8)
     model.save_pretrained(tmp_path / "adapter")
     loaded = ExcitorModel.from_pretrained(tmp_path / "adapter", device="cpu")
     batch = batches(run_config, model, 8)[0]
