@@ -76,7 +76,7 @@ def test_two_ranks_equal_one(run_config: RunConfig, tmp_path: Path) -> None:
     """Two gloo processes with half a batch each, against one process with all of it."""
     script = Path(__file__).with_name("rank_worker.py")
     (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(run_config)))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29713"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [*launch, str(script), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
