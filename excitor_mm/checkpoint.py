@@ -66,6 +66,14 @@ class RunState:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step, self.best, self.stale = saved["step"], saved["best"], saved["stale"]
 
+    def forget_later_metrics(self) -> None:
+        """Drop lines of metrics.jsonl that were written after the checkpoint: those steps come again."""
+        path = self.output / "metrics.jsonl"
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step]
+            path.write_text("".join(kept), encoding="utf-8")
+
     def note(self, accelerator: Accelerator, facts: dict[str, float]) -> None:
         """One line of metrics.jsonl, and the trackers."""
         if accelerator.is_main_process:

@@ -68,6 +68,8 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
     state = RunState(model, optimizer, output)
     if resume:
         state.load()
+        if accelerator.is_main_process:
+            state.forget_later_metrics()
     batches = _batches(config, model, accelerator, start=state.step * settings.accumulation)
     if accelerator.is_main_process:
         log(f"{sum(p.numel() for p in model.trainables().values()):,} trainable parameters on {model.device}")
@@ -76,7 +78,8 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
     frozen = frozen_checksums(model)
     started, images, tokens = time.monotonic(), 0, 0
     with Progress("training", settings.steps, "steps", done=state.step) as bar:
-        while state.step < settings.steps and not state.out_of_patience(settings.patience):
+        ended = state.step >= settings.steps or state.out_of_patience(settings.patience)
+        while not ended:
             rate = set_learning_rate(optimizer, state.step, config)
             window = [next(batches) for _ in range(settings.accumulation)]
             loss, norm, count = train_step(wrapped, optimizer, window, accelerator, config)
@@ -94,7 +97,8 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
                 scores = validate(model, config, accelerator)
                 state.note(accelerator, scores)
                 state.judge(scores["cider"], accelerator)
-            if accelerator.is_main_process and (last or state.step % settings.save_every == 0):
+            ended = last or state.out_of_patience(settings.patience)
+            if accelerator.is_main_process and (ended or state.step % settings.save_every == 0):
                 state.save()
     changed = [name for name, value in frozen_checksums(model).items() if value != frozen[name]]
     state.note(accelerator, {"frozen_tensors_changed": len(changed)})

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from excitor_mm.adapter import TENSORS
+from excitor_mm.adapter import TENSORS, load_config
 from excitor_mm.config import RunConfig
 from excitor_mm.data.pipeline import Batch, ExampleMaker, collate
 from excitor_mm.data.shards import list_shards
@@ -90,7 +90,7 @@ def test_two_ranks_equal_one(run_config: RunConfig, tmp_path: Path) -> None:
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(run_config: RunConfig, tmp_path: Path) -> None:
-    whole = change(run_config, output=str(tmp_path / "whole"), steps=4, save_every=2, batch_size=3)
+    whole = change(run_config, output=str(tmp_path / "whole"), steps=5, save_every=2, log_every=1, batch_size=3)
     train(whole)
     cut = change(whole, output=str(tmp_path / "cut"))
     code = (
@@ -106,7 +106,11 @@ def test_interrupted_and_resumed_equals_uninterrupted(run_config: RunConfig, tmp
     died = subprocess.run([sys.executable, "-c", code], input=json.dumps(dataclasses.asdict(cut)), text=True)
     assert died.returncode == 9
     assert not (tmp_path / "cut" / "best").exists()
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "loss": 9.9}\n{"step": 4, "lo')  # written after the checkpoint, the last line torn
     train(cut, resume=True)
+    logs = [(tmp_path / run / "metrics.jsonl").read_text().splitlines() for run in ("whole", "cut")]
+    assert [json.loads(line)["step"] for line in logs[1]] == [json.loads(line)["step"] for line in logs[0]]
     expected, found = (load_file(tmp_path / run / "last" / TENSORS) for run in ("whole", "cut"))
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
@@ -118,6 +122,17 @@ def test_resume_in_the_middle_needs_the_same_configuration(run_config: RunConfig
         train(change(run_config, steps=2))
     with pytest.raises(ConfigError, match="configuration differs"):
         train(change(run_config, steps=3), resume=True)
+
+
+def test_patience_ends_a_run_and_saves_it(run_config: RunConfig) -> None:
+    """With a rate of zero nothing ever gets better than the first validation."""
+    data = dataclasses.replace(run_config.data, validation=run_config.data.train)
+    config = change(
+        dataclasses.replace(run_config, data=data), steps=9, learning_rate=0.0, validate_every=1, patience=1
+    )
+    output = train(config).parent
+    assert torch.load(output / "checkpoint.pt", weights_only=True)["step"] == 2
+    assert load_config(output / "last").training["steps"] == "2"
 
 
 def test_saved_and_loaded_is_bit_equal(run_config: RunConfig, tmp_path: Path) -> None:
