@@ -54,8 +54,9 @@ def _load(options: Namespace) -> tuple[Any, Path, DecodingConfig]:
     folder = options.adapter or shipped_adapter()
     config = load_config(folder)
     given = {f.name: options[f.name] for f in dataclasses.fields(DecodingConfig) if options[f.name] is not None}
-    language = dataclasses.replace(config.language, path=options.language) if options.language else None
-    model = ExcitorModel.from_pretrained(folder, language=language, device=options.device)
+    model = ExcitorModel.from_pretrained(
+        folder, language=options.language, device=options.device, dtype=options.dtype
+    )
     return model, folder, dataclasses.replace(config.decoding, **given)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from excitor_mm import adapter
 from excitor_mm.adapter import AdapterConfig
-from excitor_mm.config import DecodingConfig, EncoderConfig, ExcitorConfig, LanguageConfig
+from excitor_mm.config import DecodingConfig, EncoderConfig, ExcitorConfig, LanguageConfig, from_dict
 from excitor_mm.data.pipeline import IGNORE
 from excitor_mm.defaults import PARTS, default_path
 from excitor_mm.errors import ConfigError
@@ -164,31 +164,31 @@ class ExcitorModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, language: LanguageConfig | None = None, device: str = "auto"
+        cls, folder: str | Path, *, language: str | None = None, device: str = "auto", dtype: str = "auto"
     ) -> ExcitorModel:
         """Load an adapter folder and the frozen parts it names.
 
         Args:
             folder: what `save_pretrained` wrote.
-            language: another place or precision of the same language model.
+            language: another place of the same language model.
             device: "auto", "cpu" or "cuda".
+            dtype: precision of the language model. "auto": float32 on the CPU, where a batch then gives the text
+                of single calls; on a GPU what it was trained in. In half precision the rounding of a matrix
+                product depends on the batch, and now and then on a near tie another word wins.
 
         Raises:
             AdapterError: damaged, or another base model or encoder than in training.
             DependencyError: default parts that were not fetched yet.
         """
         config = adapter.load_config(Path(folder))
-        config = dataclasses.replace(config, language=language or config.language)
-        model = build_model(
-            config.language, config.vision, config.excitor, config.template, config.palette, config.decoding
-        )
+        place = choose_device(device)
+        if dtype == "auto":
+            dtype = "float32" if place.type == "cpu" else config.language.dtype
+        changes = {"path": language or config.language.path, "dtype": dtype}
+        parts = from_dict(LanguageConfig, {**dataclasses.asdict(config.language), **changes})
+        model = build_model(parts, config.vision, config.excitor, config.template, config.palette, config.decoding)
         for what, name, got, expected in (
-            (
-                "language model",
-                config.language.path,
-                model.config.language_fingerprint,
-                config.language_fingerprint,
-            ),
+            ("language model", parts.path, model.config.language_fingerprint, config.language_fingerprint),
             ("encoder", _names(config.vision), model.config.vision_fingerprint, config.vision_fingerprint),
         ):
             adapter.check_fingerprint(what, name, got, expected)
@@ -197,7 +197,7 @@ class ExcitorModel(nn.Module):
             for name, tensor in adapter.load_tensors(Path(folder), trainables).items():
                 trainables[name].copy_(tensor)
         model.config = config
-        return model.eval().to(choose_device(device))
+        return model.eval().to(place)
 
 
 def build_model(

@@ -124,6 +124,12 @@ def _add_generation(sub: ArgumentParser) -> None:
     sub.add_argument("--batch-size", type=int, default=8, help="images at a time")
     sub.add_argument("--prompt", type=str | None, default=None, help="text before the answer")
     sub.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda")
+    sub.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="precision of the language model; auto: float32 on a CPU, so that batches change no caption",
+    )
     sub.add_argument("--language", type=str | None, default=None, help="another place of the same language model")
     for item in dataclasses.fields(DecodingConfig):
         kind = type(item.default)

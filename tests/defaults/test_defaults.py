@@ -15,7 +15,7 @@ from excitor_mm.config import EncoderConfig, LanguageConfig
 from excitor_mm.data.images import load_image
 from excitor_mm.defaults import PARTS, cache_folder, default_path, fetch
 from excitor_mm.errors import DependencyError
-from excitor_mm.model import load_language
+from excitor_mm.model import ExcitorModel, load_language
 from excitor_mm.vision.tower import load_tower
 
 PHOTO = Path(__file__).parents[2] / "data" / "photos" / "cat.jpg"
@@ -57,7 +57,7 @@ def test_second_call_fetches_nothing(fetched: dict[str, Path]) -> None:
 
 def test_a_fresh_process_loads_everything_in_five_seconds() -> None:
     code = (
-        "import time; from excitor_mm.config import *; from excitor_mm.model import load_language\n"
+        "import time; from excitor_mm.config import *; from excitor_mm.model import ExcitorModel, load_language\n"
         "from excitor_mm.vision.tower import load_tower\n"
         "import torch, timm, transformers.models.llama.modeling_llama\n"
         "t = time.monotonic(); load_language(LanguageConfig())\n"
@@ -106,3 +106,11 @@ def test_two_at_once_and_one_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert all(process.returncode == 0 for process in processes[1:]), errors
     assert default_path("efficientnet-lite0").exists()
     assert PARTS["efficientnet-lite0"] in {path.name for path in cache_folder().iterdir()}
+
+
+def test_batches_of_the_shipped_adapter_give_the_text_of_single_calls() -> None:
+    """On real weights, where half precision would change words: four crops of two photos."""
+    model = ExcitorModel.from_pretrained(PHOTO.parents[1] / "adapters" / "coco-small", device="cpu")
+    photos = [load_image(PHOTO), load_image(PHOTO.with_name("coffee.jpg"))]
+    images = [photo.crop((left, 0, left + 300, photo.height)) for photo in photos for left in (0, 140)]
+    assert model.caption(images) == [model.caption(image) for image in images]
