@@ -18,7 +18,7 @@ PARTS = {
 }
 """Name of a part -> its folder or file in the cache."""
 
-CACHE_VERSION = "parts-v1"
+CACHE_VERSION = "parts-v2"
 """Raised when a conversion changes, so that old files are never mixed with new ones."""
 
 

@@ -34,7 +34,11 @@ def smollm2(gguf: Path, target: Path) -> None:
 
 
 def efficientnet_lite0(pth: Path, target: Path) -> None:
-    """The backbone of EfficientNet-Lite0 under timm's names; both list their tensors in the same order."""
+    """The backbone of EfficientNet-Lite0 under timm's names; both list their tensors in the same order.
+
+    The weights come from TensorFlow: they want its "same" padding (uneven at stride 2) and its batch norm epsilon,
+    neither of which is timm's default for this model. Without them the features are off by their own size.
+    """
     import timm
     import torch
 
@@ -50,6 +54,8 @@ def efficientnet_lite0(pth: Path, target: Path) -> None:
         mean=[127 / 255] * 3,
         std=[128 / 255] * 3,
         licence="Apache-2.0",
+        pad_type="same",
+        bn_eps=1e-3,
     )
 
 
@@ -122,11 +128,12 @@ def _save_encoder(
     mean: list[float],
     std: list[float],
     licence: str,
-    **model_args: int,
+    **model_args: int | float | str,
 ) -> None:
     from safetensors.torch import save_file
 
     metadata = {
+        "library": "timm",
         "model": model,
         "model_args": json.dumps(model_args),
         "image_size": "224",

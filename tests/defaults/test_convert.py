@@ -10,12 +10,15 @@ import onnx
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from excitor_mm.defaults import convert, fetch
+from excitor_mm.vision.timm_encoder import load_timm
 from tests.conftest import llama_config
 
 
@@ -83,6 +86,43 @@ def test_tokenizer_of_the_default_model_loses_nothing() -> None:
     assert tokenizer.decode(ids) == text
     assert {tokenizer.bos_token_id, tokenizer.eos_token_id} == {1, 2} <= set(ids)
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
+
+
+def published_lite0(state: dict[str, Tensor], x: Tensor) -> Tensor:
+    """EfficientNet-Lite0 as TensorFlow computes it, up to the last feature map: float[B, 1280, 7, 7]."""
+
+    def conv(x: Tensor, name: str, stride: int = 1) -> Tensor:
+        weight = state[f"{name}.weight"]
+        size = weight.shape[-1]
+        total = max((-(-x.shape[-1] // stride) - 1) * stride + size - x.shape[-1], 0)
+        x = F.pad(x, [total // 2, total - total // 2] * 2)  # the odd pixel goes right and below
+        return F.conv2d(x, weight, stride=stride, groups=x.shape[1] // weight.shape[1])
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        parts = [state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
+        return F.batch_norm(x, *parts, eps=1e-3)
+
+    x = F.relu6(norm(conv(x, "_conv_stem", 2), "_bn0"))
+    for number in range(16):
+        name, start = f"_blocks.{number}", x
+        if number > 0:
+            x = F.relu6(norm(conv(x, f"{name}._expand_conv"), f"{name}._bn0"))
+        stride = 2 if number in (1, 3, 5, 11) else 1
+        x = F.relu6(norm(conv(x, f"{name}._depthwise_conv", stride), f"{name}._bn1"))
+        x = norm(conv(x, f"{name}._project_conv"), f"{name}._bn2")
+        x = x + start if x.shape == start.shape else x
+    return F.relu6(norm(conv(x, "_conv_head"), "_bn1"))
+
+
+def test_lite0_gives_the_features_of_the_published_network(tmp_path: Path) -> None:
+    """Through the project's own loader, because padding and epsilon travel in the metadata."""
+    published = fetch._download(fetch.SOURCES["efficientnet-lite0"], tmp_path)
+    convert.efficientnet_lite0(published, tmp_path / "lite0.safetensors")
+    encoder = load_timm("efficientnet_lite0", str(tmp_path / "lite0.safetensors"), None).eval()
+    pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = published_lite0(torch.load(published, weights_only=True), pixels)
+        torch.testing.assert_close(encoder.net.forward_features(pixels), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_vit_gives_the_tokens_of_the_published_graph(tmp_path: Path) -> None:
