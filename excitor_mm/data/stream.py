@@ -8,9 +8,11 @@ them: a sample whose image is bad gives its slot to a copy of another one in its
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -58,7 +60,12 @@ class _Reader:
     """One reader's bad samples and their share."""
 
     def __init__(self, max_bad_fraction: float) -> None:
-        self.max_bad_fraction, self.seen = max_bad_fraction, 0
+        self.max_bad_fraction = max_bad_fraction
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin counting anew."""
+        self.seen = 0
         self.reasons: Counter[str] = Counter()
         self.fresh: list[BadRecord] = []
 
@@ -69,8 +76,7 @@ class _Reader:
 
     def judge(self, final: bool = False) -> None:
         """Raise DataError when the share of bad samples is above the limit."""
-        count = self.reasons.total()
-        total = self.seen + count
+        count, total = self.reasons.total(), self.seen
         if (final or total >= MIN_JUDGED) and count > self.max_bad_fraction * total:
             reasons = ", ".join(f"{n} {reason}" for reason, n in self.reasons.most_common())
             record = self.fresh[-1] if self.fresh else None
@@ -86,12 +92,18 @@ class _Reader:
         return fresh
 
     def samples(self, parts: Sequence[tuple[str, int, int]]) -> Iterator[Sample]:
-        """All good samples of the given parts of shards."""
+        """All good samples of the given parts of shards; sharers of a shard take its bad records in turn, too."""
         for shard, first, step in parts:
-            for number, sample in enumerate(read_shard(shard, self.bad)):
-                if number % step == first:
+            on_bad = partial(self._unreadable, itertools.cycle(range(step)), first)
+            for turn, sample in zip(itertools.cycle(range(step)), read_shard(shard, on_bad), strict=False):
+                if turn == first:
                     self.seen += 1
                     yield sample
+
+    def _unreadable(self, turns: Iterator[int], mine: int, record: BadRecord) -> None:
+        if next(turns) == mine:
+            self.seen += 1
+            self.bad(record)
 
 
 class TrainingStream(IterableDataset):
@@ -144,7 +156,7 @@ class TrainingStream(IterableDataset):
             samples = [next(ordered) for _ in range(self.batch_size)]
             if skip:
                 skip -= 1
-                reader.take()
+                reader.forget()  # images are not decoded on the way: counting begins where the run goes on
                 continue
             batch = self.collate(self._examples(samples, reader))
             reader.judge()
@@ -170,15 +182,15 @@ class TrainingStream(IterableDataset):
             random.Random(stable_hash(self.seed, epoch, "shards")).shuffle(shards)
             chooser = random.Random(stable_hash(self.seed, epoch, index, readers))
             held: list[Sample] = []
-            count = reader.seen
+            empty += 1
             for sample in reader.samples(reader_slice(shards, (index + epoch) % readers, readers)):
+                empty = 0
                 held.append(sample)
                 if len(held) > self.shuffle_buffer:
                     yield _pop(held, chooser), epoch
             while held:
                 yield _pop(held, chooser), epoch
             # Where readers share a small shard, one may get nothing in an epoch; the next deals anew.
-            empty = empty + 1 if reader.seen == count else 0
             if empty == EMPTY_EPOCHS:
                 reader.judge(final=True)
                 raise DataError(f"{len(shards)} shard(s) hold no usable sample: run `excitor-mm shards check`.")

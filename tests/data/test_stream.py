@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 import threading
+from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -241,3 +242,40 @@ def test_shard_doctor(tmp_path: Path) -> None:
 def test_img2dataset_shard(shared: Path) -> None:
     ids, bad = read(shared / "shards" / "cc12m-train-0000.tar")
     assert (len(ids), bad) == (32, [])
+
+
+@pytest.mark.parametrize("sharers", [1, 3])
+def test_a_bad_record_of_a_shared_shard_is_counted_once(tmp_path: Path, sharers: int) -> None:
+    damaged = [m for n in range(12) for m in (members(n) if n % 4 else [(f"{n}.txt", b"no image")])]
+    path = write_tar(tmp_path / "x.tar", damaged)
+    bad = []
+    for rank in range(sharers):
+        stream = EvaluationStream([str(path)], image_id, list, batch_size=3, rank=rank, world_size=sharers)
+        bad += [record.key for item in read_stream(stream, 0) for record in item.bad]
+    assert sorted(bad) == ["0", "4", "8"]
+
+
+def test_a_resumed_stream_judges_bad_samples_as_the_uninterrupted_one(tmp_path: Path) -> None:
+    """Images that begin to fail after the resumed place stop the run just as soon as in a fresh one."""
+    path = write_tar(tmp_path / "x.tar", [m for n in range(200) for m in members(n)])
+    fresh = TrainingStream([str(path)], _always_bad_after(0), list, batch_size=10, seed=0, shuffle_buffer=0)
+    resumed = TrainingStream(
+        [str(path)], _always_bad_after(150), list, batch_size=10, seed=0, shuffle_buffer=0, start_batch=15
+    )
+    counts = []
+    for stream in (fresh, resumed):
+        with pytest.raises(DataError, match="samples cannot be used") as caught:
+            for _ in read_stream(stream, 0):
+                pass
+        counts.append(str(caught.value).split()[2])
+    assert counts[0] == counts[1]
+
+
+def _always_bad_after(first: int) -> Callable[[Sample, int], int | str]:
+    def transform(sample: Sample, epoch: int) -> int | str:
+        number = int(sample.image_id)
+        if number >= first and number % 2:
+            raise BadSample("test", "bad by design")
+        return sample.image_id
+
+    return transform
