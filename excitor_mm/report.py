@@ -111,7 +111,7 @@ def _curve(metrics: Sequence[Mapping[str, Any]]) -> str:
     if len(loss) < 2:
         return "<p>Too few steps for a curve.</p>"
     last = max(step for step, _ in loss)
-    lines = _line(loss, last, "var(--accent)", 40) + _line(cider, last, "var(--other)", 760)
+    lines = _line(loss, last, "var(--accent)", 52) + _line(cider, last, "var(--other)", 748)
     return (
         f'<svg viewBox="0 0 800 280" role=img aria-label="learning curve">{lines}'
         f"<text x=400 y=275 text-anchor=middle fill=currentColor font-size=14>step 1 to {last}; blue: training loss "
@@ -124,7 +124,7 @@ def _line(points: Sequence[tuple[int, float]], last: int, colour: str, axis: int
         return ""
     low, high = min(value for _, value in points), max(value for _, value in points)
     span = (high - low) or 1.0
-    places = [(50 + 700 * step / last, 240 - 220 * (value - low) / span) for step, value in points]
+    places = [(60 + 680 * step / last, 240 - 220 * (value - low) / span) for step, value in points]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     dots = "".join(f'<circle cx={x:.1f} cy={y:.1f} r=3 fill="{colour}"/>' for x, y in places if len(places) < 30)
     side = "end" if axis < 400 else "start"
