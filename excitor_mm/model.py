@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -266,12 +267,12 @@ def load_language(config: LanguageConfig) -> tuple[ExcitorLlamaForCausalLM, Any]
 
 
 def choose_device(wish: str) -> torch.device:
-    """ "auto": a GPU where there is one."""
+    """ "auto": a GPU where there is one; with several processes each takes its own."""
     if wish == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        wish = "cuda" if torch.cuda.is_available() else "cpu"
     if wish == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda, but torch sees no GPU: choose cpu or auto.")
-    return torch.device(wish)
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if wish == "cuda" else torch.device(wish)
 
 
 def _generate_options(decoding: DecodingConfig) -> dict[str, Any]:

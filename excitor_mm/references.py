@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from excitor_mm.data.annotations import KARPATHY_SPLITS, read_json
+from excitor_mm.data.annotations import KARPATHY_SPLITS
 from excitor_mm.data.samples import clean_caption
 from excitor_mm.data.shards import BadRecord, list_shards, read_shard
 from excitor_mm.errors import DataError
+from excitor_mm.files import read_json, read_rows
 
 Id = int | str
 
@@ -22,29 +22,31 @@ def read_predictions(path: Path) -> dict[Id, str]:
     Raises:
         DataError: not such a file, a caption that is not a text, or an image twice.
     """
-    rows = _lines(path) if path.suffix == ".jsonl" else read_json(path)
-    if not isinstance(rows, list):
-        raise DataError(f"{path} is not a list of predictions: give predictions.jsonl or a COCO results file.")
+    return _one_each(path, "image_id", "caption")
+
+
+def read_answers(path: Path) -> dict[Id, str]:
+    """Question id -> answer, from predictions.jsonl or a VQA results list; VizWiz names the image instead.
+
+    Raises:
+        DataError: not such a file, an answer that is not a text, or a question twice.
+    """
+    rows = read_rows(path)
+    is_vizwiz = isinstance(rows[0], dict) and "question_id" not in rows[0] and "image" in rows[0]
+    return _one_each(path, "image" if is_vizwiz else "question_id", "answer")
+
+
+def _one_each(path: Path, key: str, value: str) -> dict[Id, str]:
     found: dict[Id, str] = {}
-    for row in rows:
-        if not isinstance(row, dict) or not isinstance(row.get("image_id"), (int, str)):
-            raise DataError(f"{path}: a prediction has no image_id: {str(row)[:80]}")
-        if not isinstance(row.get("caption"), str):
-            raise DataError(f"{path}: the caption of image {row['image_id']} is not a text: {str(row)[:80]}")
-        if row["image_id"] in found:
-            raise DataError(f"{path} has image {row['image_id']} twice: keep one prediction for each image.")
-        found[row["image_id"]] = row["caption"]
+    for row in read_rows(path):
+        if not isinstance(row, dict) or not isinstance(row.get(key), (int, str)) or isinstance(row[key], bool):
+            raise DataError(f"{path}: a row has no {key}, expected a number or a text: {str(row)[:80]}")
+        if not isinstance(row.get(value), str):
+            raise DataError(f"{path}: the {value} of {row[key]} is not a text: {str(row)[:80]}")
+        if row[key] in found:
+            raise DataError(f"{path} has {key} {row[key]} twice: keep one prediction for each.")
+        found[row[key]] = row[value]
     return found
-
-
-def _lines(path: Path) -> list[Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.split("\n") if line]
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist: check the path.") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not readable JSON lines ({error}): predict again.") from error
 
 
 def read_references(path: str, split: str | None = None, ids: Path | None = None) -> dict[Id, list[str]]:
@@ -110,6 +112,11 @@ def _wanted(path: Path, split: str | None) -> set[Id]:
         return {int(line.split()[-1]) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not a list of lines 'path id' ({error}).") from error
+
+
+def ids_hash(ids: Iterable[Id]) -> str:
+    """Equal for equal images or questions, whatever is said about them."""
+    return hashlib.sha256(json.dumps(sorted(map(str, ids))).encode()).hexdigest()[:16]
 
 
 def references_hash(references: Mapping[Id, Sequence[str]]) -> str:

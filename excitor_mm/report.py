@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from excitor_mm.data.images import load_image
 from excitor_mm.data.shards import list_shards, read_shard
+from excitor_mm.files import read_rows, write_text
 from excitor_mm.references import read_predictions
 
 THUMBNAIL = 224  # pixels
@@ -45,8 +45,7 @@ class Picture:
 def collect_pictures(shards: str, predictions: Path, per_image: Path) -> list[Picture]:
     """Join images and references of shards with predictions and their scores, best first."""
     captions = read_predictions(predictions)
-    lines = per_image.read_text(encoding="utf-8").split("\n")
-    scores = {row["image_id"]: row["CIDEr"] for row in map(json.loads, filter(None, lines))}
+    scores = {row["image_id"]: row["CIDEr"] for row in read_rows(per_image)}
     pictures = [
         Picture(sample.image or b"", captions[sample.image_id], sample.captions, scores[sample.image_id])
         for shard in list_shards(shards)
@@ -62,8 +61,8 @@ def write_report(
     title: str,
     facts: Mapping[str, str],
     pictures: Sequence[Picture],
-    metrics: Sequence[Mapping[str, Any]],
-    commands: Sequence[str],
+    metrics: Sequence[Mapping[str, Any]] = (),
+    commands: Sequence[str] = (),
 ) -> None:
     """Write the page.
 
@@ -72,7 +71,7 @@ def write_report(
         title: heading.
         facts: name -> value, a table at the top.
         pictures: best first; with more than `SHOWN`, the best and the worst are shown.
-        metrics: lines of metrics.jsonl, for the curve.
+        metrics: lines of metrics.jsonl, for the curve; none: no curve.
         commands: what made these figures.
     """
     half = SHOWN // 2
@@ -81,14 +80,15 @@ def write_report(
         groups = [("Best captions", pictures[:half]), ("Worst captions", pictures[-half:])]
     rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in facts.items())
     cards = "".join(f"<h2>{name}</h2><div class=cards>{''.join(map(_card, group))}</div>" for name, group in groups)
+    curve = f"<h2>Learning curve</h2>{_curve(metrics)}" if metrics else ""
     lines = html.escape("\n".join(commands))
+    made = f"<h2>Commands</h2><pre><code>{lines}</code></pre>" if commands else ""
     page = f"""<!doctype html><html lang=en><meta charset=utf-8>
 <meta name=viewport content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title>
 <style>{STYLE}</style><h1>{html.escape(title)}</h1><table>{rows}</table>
-<h2>Learning curve</h2>{_curve(metrics)}{cards}<h2>Commands</h2><pre><code>{lines}</code></pre></html>
+{curve}{cards}{made}</html>
 """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
 
 
 def _card(picture: Picture) -> str:

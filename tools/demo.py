@@ -54,7 +54,7 @@ def demo(extra: Sequence[str]) -> None:
     lines = (RUN / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
     metrics = [json.loads(line) for line in lines if line]
     facts = {
-        "CIDEr on unseen combinations": f"{cider:.1f} (x100, {report['images']} scenes)",
+        "CIDEr on unseen combinations": f"{cider:.1f} (x100, {report['count']} scenes)",
         "CIDEr with the images shuffled": f"{control:.1f}",
         "Tensors of the frozen parts that changed": str(metrics[-1]["frozen_tensors_changed"]),
         "Minutes": f"{(time.monotonic() - started) / 60:.1f}",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from excitor_mm.data.samples import Question, clean_caption
 from excitor_mm.errors import DataError
+from excitor_mm.files import read_json
 
 if TYPE_CHECKING:
     from excitor_mm.data.coco import Source
@@ -35,21 +34,6 @@ class Record:
     questions: tuple[Question, ...]
 
 
-def read_json(path: Path) -> Any:
-    """JSON, plain or gzipped.
-
-    Raises:
-        DataError: missing or not JSON.
-    """
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            return json.load(file)
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist: check the path.") from error
-    except (OSError, ValueError, RecursionError, EOFError) as error:
-        raise DataError(f"{path} is not readable JSON ({error}): download it again.") from error
-
-
 def read_records(source: Source) -> tuple[list[Record], dict[str, list[int]]]:
     """All images of the chosen split, and the ids of those that are named twice or have no captions.
 
@@ -70,7 +54,8 @@ def read_records(source: Source) -> tuple[list[Record], dict[str, list[int]]]:
         raise DataError(f"No image is left of {source.captions or source.karpathy}: check --split.")
     questions = _questions(source)
     problems = {"duplicate": [i for i, names in files.items() if len(names) > 1]}
-    problems["without captions"] = [i for i in files if not captions.get(i) and not questions.get(i)]
+    wordless = [i for i in files if not captions.get(i) and not questions.get(i)]
+    problems["without captions"] = wordless if captions or questions else []  # test2014 has none at all
     unusable = {i for ids in problems.values() for i in ids}
     records = [
         Record(
@@ -115,7 +100,7 @@ def _from_coco(source: Source) -> tuple[dict[int, list[str]], dict[int, list[str
         if uses[names[0]] > 1:
             names.append(names[0])  # the same file under two ids: both are duplicates
     captions: dict[int, list[str]] = {}
-    for row in _rows(path, value, "annotations", "image_id", "caption"):
+    for row in _rows(path, value, "annotations", "image_id", "caption") if "annotations" in value else []:
         text = row["caption"]
         if not isinstance(text, str):
             raise DataError(f"{path}: a caption of image {row['image_id']!r} is not a text: {str(text)[:80]}")

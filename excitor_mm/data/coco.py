@@ -21,9 +21,10 @@ from pathlib import Path
 from excitor_mm.console import Progress
 from excitor_mm.data.annotations import Record, read_records
 from excitor_mm.data.images import BadImage, load_image
-from excitor_mm.data.index import ShardEntry, ShardIndex, write_index, write_json, write_shard
+from excitor_mm.data.index import ShardEntry, ShardIndex, write_index, write_shard
 from excitor_mm.data.samples import Sample
 from excitor_mm.errors import DataError
+from excitor_mm.files import write_json
 
 PLAN = ".plan.json"
 PROBLEMS = "problems.json"
@@ -49,7 +50,7 @@ class Source:
     images: Path
     """Folder with the pictures, or with train2014/, val2014/ in it."""
     captions: Path | None = None
-    """COCO captions JSON, plain or gzipped; may be left out with `karpathy`."""
+    """COCO captions JSON, plain or gzipped, or image_info_test2014.json; may be left out with `karpathy`."""
     karpathy: Path | None = None
     """Karpathy's dataset_coco.json."""
     ids: Path | None = None

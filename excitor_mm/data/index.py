@@ -10,11 +10,11 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from excitor_mm.config import from_dict
 from excitor_mm.data.samples import Sample, sample_to_fields
 from excitor_mm.errors import ConfigError, DataError
+from excitor_mm.files import write_json
 
 INDEX = "index.json"
 FORMAT_VERSION = 1
@@ -79,17 +79,6 @@ def file_sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON to a temporary sibling, then rename: a reader never sees half a file."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    with fresh.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False, sort_keys=True)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
 
 
 def write_index(folder: Path, index: ShardIndex) -> None:

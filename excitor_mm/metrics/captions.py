@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from excitor_mm.errors import DataError
-from excitor_mm.metrics.java import find_java
+import numpy as np
+
+from excitor_mm.errors import DataError, ExcitorError
+from excitor_mm.metrics.bootstrap import Bootstrap, Floats, interval
+from excitor_mm.metrics.coverage import check_coverage
+from excitor_mm.metrics.meteor import Meteor
 from excitor_mm.metrics.ptb import ptb_tokenize
 
 Id = int | str
 METRICS = ("BLEU", "METEOR", "ROUGE-L", "CIDEr")
-"""The default ones. SPICE is scored on request only: it downloads CoreNLP and needs Java 8."""
+"""The default ones. SPICE is scored on request only: it downloads CoreNLP (385 MB) and needs Java 8."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,30 @@ class CaptionScores:
     scores: dict[str, float]
     """BLEU-1..4, METEOR, ROUGE-L, CIDEr over the whole set."""
     per_image: dict[str, dict[Id, float]]
-    """The same metrics for each image; a corpus score is not their mean for BLEU."""
+    """The same metrics for each image; the score of the set is their mean for ROUGE-L, CIDEr and SPICE only."""
+    draws: dict[str, Floats]
+    """float[draws]: the score of the set in each resampling of the images, CIDEr's word weights kept."""
     failed: dict[str, str]
     """Metric -> why it could not be computed."""
     images: int
+
+    def add_means(self, name: str, values: Mapping[Id, float]) -> None:
+        """A further metric, x100, that is the mean of a score for each image."""
+        single = np.array([values[i] for i in next(iter(self.per_image.values()), values)])
+        self.scores[name], self.per_image[name] = float(single.mean()), dict(values)
+        self.draws[name] = Bootstrap(self.images).means(single)
+
+    def intervals(self) -> dict[str, list[float]]:
+        """95 % bootstrap intervals over images."""
+        return {name: interval(draws) for name, draws in self.draws.items()}
+
+
+class _Found(NamedTuple):
+    """One metric, x1: of the set, of each image, of each resampling."""
+
+    total: float
+    single: Floats
+    draws: Floats
 
 
 def score_captions(
@@ -58,46 +80,39 @@ def score_captions(
     tokens = ptb_tokenize({**{("r", i): references[i] for i in ids}, **{("p", i): [predictions[i]] for i in ids}})
     truth = {i: tokens[("r", i)] for i in ids}
     guess = {i: tokens[("p", i)] for i in ids}
-    scores: dict[str, float] = {}
-    per_image: dict[str, dict[Id, float]] = {}
-    failed: dict[str, str] = {}
+    bootstrap = Bootstrap(len(ids))
+    result = CaptionScores({}, {}, {}, {}, len(ids))
     for metric in metrics:
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # pycocoevalcap prints; stdout is for results
-                found = _score(metric, guess, truth)
-        except Exception as error:  # a broken pipe to Java, a failed download: the others still count
-            failed[metric] = f"{type(error).__name__}: {error}"
+                found = _score(metric, guess, truth, bootstrap)
+        except Exception as error:  # Java that dies, a failed download: the others still count
+            result.failed[metric] = (
+                str(error) if isinstance(error, ExcitorError) else f"{type(error).__name__}: {error}"
+            )
             continue
-        for name, (total, single) in found.items():
-            scores[name] = 100 * total
-            per_image[name] = {i: 100 * value for i, value in zip(ids, single, strict=True)}
-    return CaptionScores(scores, per_image, failed, len(ids))
+        for name, (total, single, draws) in found.items():
+            result.scores[name] = 100 * total
+            result.per_image[name] = dict(zip(ids, (100 * single).tolist(), strict=True))
+            result.draws[name] = 100 * draws
+    return result
 
 
 def _check(predictions: Mapping[Id, Any], references: Mapping[Id, Sequence[Any]]) -> None:
-    missing = [i for i in references if i not in predictions]
-    extra = [i for i in predictions if i not in references]
-    if missing or extra:
-        raise DataError(
-            f"The predictions lack {len(missing)} images of the references {missing[:5]} and have {len(extra)} "
-            f"others {extra[:5]}: predict exactly the reference images, or pass --subset."
-        )
+    check_coverage(predictions, references, "images")
     for i, texts in references.items():
         if not texts:
             raise DataError(f"Image {i} has no reference caption: leave it out of the references.")
         for text in [predictions[i], *texts]:
             if not isinstance(text, str):
                 raise DataError(f"A caption of image {i} is {text!r}, expected a text.")
-    if not references:
-        raise DataError("There are no reference images: check the references file and the split.")
 
 
-def _score(metric: str, guess: dict, truth: dict) -> dict[str, tuple[float, list[float]]]:
+def _score(metric: str, guess: dict, truth: dict, bootstrap: Bootstrap) -> dict[str, _Found]:
     if metric == "BLEU":
-        from pycocoevalcap.bleu.bleu import Bleu
-
-        totals, singles = Bleu(4).compute_score(truth, guess, verbose=0)
-        return {f"BLEU-{n + 1}": (totals[n], list(singles[n])) for n in range(4)}
+        return _bleu(guess, truth, bootstrap)
+    if metric == "METEOR":
+        return {metric: _meteor(guess, truth, bootstrap)}
     if metric == "ROUGE-L":
         from pycocoevalcap.rouge.rouge import Rouge
 
@@ -105,9 +120,9 @@ def _score(metric: str, guess: dict, truth: dict) -> dict[str, tuple[float, list
     elif metric == "CIDEr":
         from pycocoevalcap.cider.cider import Cider
 
+        if len(truth) < 2:
+            raise DataError("CIDEr of a single image is 0 whatever its caption is: score at least 2 images.")
         total, single = Cider().compute_score(truth, guess)
-    elif metric == "METEOR":
-        total, single = _meteor(guess, truth)
     elif metric == "SPICE":
         from pycocoevalcap.spice.spice import Spice
 
@@ -115,40 +130,34 @@ def _score(metric: str, guess: dict, truth: dict) -> dict[str, tuple[float, list
         single = [row["All"]["f"] for row in rows]
     else:
         raise DataError(f"Metric {metric!r} is unknown: choose of {', '.join(METRICS)}, SPICE.")
-    return {metric: (float(total), [float(value) for value in single])}
+    values = np.asarray(single, float)
+    return {metric: _Found(float(total), values, bootstrap.means(values))}
 
 
-def _meteor(guess: dict, truth: dict) -> tuple[float, Sequence[float]]:
-    """METEOR talks to a Java child through lines with `|||` in them."""
-    from pycocoevalcap.meteor.meteor import Meteor
+def _bleu(guess: dict, truth: dict, bootstrap: Bootstrap) -> dict[str, _Found]:
+    """The set's score comes from summed counts: in each resampling, pycocoevalcap scores one text with the sums."""
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 
-    def safe(captions: dict) -> dict:
-        return {key: [caption.replace("|||", " ") for caption in group] for key, group in captions.items()}
+    scorer = BleuScorer(n=4)
+    for i, texts in truth.items():
+        scorer += (guess[i][0], texts)
+    totals, singles = scorer.compute_score(option="closest")
+    rows = [
+        (row["testlen"], min((abs(n - row["testlen"]), n) for n in row["reflen"])[1], row) for row in scorer.ctest
+    ]
+    counts = np.array([[length, closest, *row["guess"], *row["correct"]] for length, closest, row in rows])
+    draws = []
+    for sums in bootstrap.sums(counts):
+        summed = BleuScorer(n=4)
+        summed.ctest = [{"testlen": sums[0], "reflen": [sums[1]], "guess": sums[2:6], "correct": sums[6:]}]
+        draws.append(summed.compute_score(option="closest")[0])
+    columns = zip(totals, singles, np.transpose(draws), strict=True)
+    return {f"BLEU-{n + 1}": _Found(total, np.array(s), d) for n, (total, s, d) in enumerate(columns)}
 
-    with _java_on_path():
-        scorer = Meteor()
-    try:
-        total, single = scorer.compute_score(safe(truth), safe(guess))
-    finally:
-        scorer.meteor_p.kill()
-        scorer.meteor_p.wait()
-    if not math.isfinite(total):
-        raise DataError(f"METEOR gave {total}")
-    return total, single
 
-
-@contextlib.contextmanager
-def _java_on_path() -> Iterator[None]:
-    """METEOR starts `java` by name and parses its decimals: find ours, with points and not commas."""
-    names = ("PATH", "LC_ALL")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ["PATH"] = f"{find_java().parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    os.environ["LC_ALL"] = "C.UTF-8"
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+def _meteor(guess: dict, truth: dict, bootstrap: Bootstrap) -> _Found:
+    """The set's score comes from summed counts, which Java scores like those of one caption."""
+    with Meteor() as meteor:
+        counts = np.array([meteor.statistics(guess[i][0], texts) for i, texts in truth.items()])
+        single = np.array([meteor.score(row) for row in counts])
+        return _Found(meteor.score(counts.sum(0)), single, bootstrap.scores(counts, meteor.score))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from excitor_mm.errors import DataError, DependencyError
-from excitor_mm.evaluate import evaluate_captions, shuffle_captions
+from excitor_mm.evaluate.captions import evaluate_captions, shuffle_captions
 from excitor_mm.metrics.captions import METRICS, CaptionScores, score_captions
 from excitor_mm.metrics.java import find_java
 from excitor_mm.metrics.ptb import ptb_tokenize
@@ -90,7 +91,7 @@ def test_one_failing_metric_does_not_take_the_others(scores: CaptionScores) -> N
 @pytest.mark.parametrize(
     ("predictions", "references", "sentence"),
     [
-        ({1: "a"}, {1: ["a"], 2: ["b"]}, r"lack 1 images.*\[2\]"),
+        ({1: "a"}, {1: ["a"], 2: ["b"]}, r"lack 1 of 2 images \[2\]"),
         ({1: "a", 3: "c"}, {1: ["a"]}, r"others \[3\]"),
         ({1: "a"}, {1: []}, "Image 1 has no reference"),
         ({1: ["a"]}, {1: ["a"]}, "expected a text"),
@@ -152,7 +153,7 @@ def test_published_scores_are_reproduced(shared: Path) -> None:
     published = {"BLEU-1": 0.579, "BLEU-2": 0.404, "BLEU-3": 0.279, "BLEU-4": 0.191}
     published |= {"METEOR": 0.195, "ROUGE-L": 0.396, "CIDEr": 0.600}
     assert {name: round(score / 100, 3) for name, score in report["scores"].items()} == published
-    assert (report["images"], report["subset_of"]) == (1000, 40504)
+    assert (report["count"], report["subset_of"]) == (1000, 40504)
     report = evaluate_captions(folder / "degenerate_a_results.json", truth, subset=True)
     exact = [0.00058632, 0.00058045, 0.00057789, 0.00057600, 0.0265592, 0.1827327, 0.00554390]
     assert [score / 100 for score in report["scores"].values()] == pytest.approx(exact, abs=6e-8)
@@ -160,5 +161,87 @@ def test_published_scores_are_reproduced(shared: Path) -> None:
 
 def test_metric_names_are_those_of_the_report() -> None:
     assert METRICS == ("BLEU", "METEOR", "ROUGE-L", "CIDEr")
-    done = subprocess.run([sys.executable, "-m", "excitor_mm", "evaluate", "--help"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "excitor_mm", "evaluate", "captions", "--help"], capture_output=True, text=True
+    )
     assert "--spice" in done.stdout
+
+
+def test_summed_statistics_score_like_the_whole_set(scores: CaptionScores) -> None:
+    """What the intervals rest on: pycocoevalcap's own METEOR of the set equals that of our summed counts."""
+    from pycocoevalcap.meteor.meteor import Meteor as Theirs
+
+    assert any(PREDICTIONS[i] in texts for i, texts in REFERENCES.items())  # a case of its own
+    theirs = Theirs()
+    total, single = theirs.compute_score(
+        ptb_tokenize(REFERENCES), ptb_tokenize({i: [t] for i, t in PREDICTIONS.items()})
+    )
+    assert scores.scores["METEOR"] == pytest.approx(100 * total, abs=1e-10)
+    assert list(scores.per_image["METEOR"].values()) == pytest.approx([100 * value for value in single])
+
+
+def test_intervals_hold_the_score_and_narrow_with_images(scores: CaptionScores) -> None:
+    one_draw = {name: draws.std() for name, draws in scores.draws.items()}
+    assert all(low < scores.scores[name] < high for name, (low, high) in scores.intervals().items())
+    cider = np.array(list(scores.per_image["CIDEr"].values()))
+    assert one_draw["CIDEr"] == pytest.approx(cider.std() / np.sqrt(len(cider)), rel=0.1)
+    again = score_captions(PREDICTIONS, REFERENCES, ["CIDEr"])
+    assert (again.draws["CIDEr"] == scores.draws["CIDEr"]).all()
+
+
+def test_bleu_of_a_resampling_is_the_bleu_of_the_chosen_images() -> None:
+    result = score_captions(PREDICTIONS, REFERENCES, ["BLEU"])
+    chosen = np.random.default_rng(0).integers(30, size=30)
+    again = score_captions(
+        {n: PREDICTIONS[i] for n, i in enumerate(chosen)}, {n: REFERENCES[i] for n, i in enumerate(chosen)}, ["BLEU"]
+    )
+    assert result.draws["BLEU-4"][0] == pytest.approx(again.scores["BLEU-4"])
+
+
+def test_doubling_the_set_changes_nothing_but_counts(scores: CaptionScores) -> None:
+    twice = score_captions(
+        {i + 1000 * n: text for n in range(2) for i, text in PREDICTIONS.items()},
+        {i + 1000 * n: texts for n in range(2) for i, texts in REFERENCES.items()},
+    )
+    assert twice.images == 2 * scores.images
+    assert twice.scores == pytest.approx(scores.scores)
+
+
+def test_one_image_has_no_cider() -> None:
+    result = score_captions({1: "a dog"}, {1: ["a dog runs"]}, ["CIDEr", "ROUGE-L"])
+    assert "at least 2 images" in result.failed["CIDEr"]
+    assert "ROUGE-L" in result.scores
+
+
+def test_ids_as_texts_are_named() -> None:
+    with pytest.raises(DataError, match="are str, the references' int"):
+        score_captions({"1": "a"}, {1: ["a"]})
+
+
+def test_java_that_dies_takes_one_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = find_java()
+    fake = tmp_path / "java"
+    fake.write_text(f'#!/bin/sh\ncase "$*" in *meteor*) read line; exit 7;; esac\nexec {real} "$@"\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    result = score_captions(PREDICTIONS, REFERENCES, ["METEOR", "CIDEr"])
+    assert "ended with status 7" in result.failed["METEOR"]
+    assert result.scores.keys() == {"CIDEr"}
+
+
+def test_nothing_is_written_beside_the_jars() -> None:
+    """A read-only site-packages is enough."""
+    code = """
+import sys, os, pycocoevalcap
+home = list(pycocoevalcap.__path__)[0]
+def watch(event, arguments):
+    if event == "open" and str(arguments[0]).startswith(home) and set(str(arguments[1])) & set("wax+"):
+        print("WRITES", arguments)
+sys.addaudithook(watch)
+from excitor_mm.metrics.captions import score_captions
+print(score_captions({1: "a dog", 2: "a cat"}, {1: ["a dog runs"], 2: ["the cat"]}).scores.keys())
+"""
+    done = subprocess.run([sys.executable, "-B", "-c", code], capture_output=True, text=True)
+    assert "METEOR" in done.stdout
+    assert "WRITES" not in done.stdout

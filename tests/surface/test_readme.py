@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from excitor_mm.cli import main
+from excitor_mm.commands import COMMANDS
 from excitor_mm.options import build_parser
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +31,7 @@ def test_every_command_parses() -> None:
     found = [shlex.split(line) for line in commands() if line.startswith("excitor-mm")]
     assert len(found) > 10
     for words in found:
-        build_parser().parse_args([word for word in words[1:] if word != "-"])
+        build_parser(COMMANDS.values()).parse_args([word for word in words[1:] if word != "-"])
 
 
 def test_make_targets_exist() -> None:

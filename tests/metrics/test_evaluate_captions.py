@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from excitor_mm.errors import DataError
-from excitor_mm.evaluate import evaluate_captions, format_scores
+from excitor_mm.evaluate.captions import evaluate_captions, format_scores
 from excitor_mm.references import read_predictions, read_references, references_hash
 from tests.conftest import COLOURS, make_shards
 
@@ -59,7 +59,7 @@ def test_report_says_what_was_scored(files: Path) -> None:
     )
     assert json.loads(output.read_text()) == report
     assert report["references_hash"] == references_hash(TRUTH)
-    assert (report["images"], report["subset_of"], report["decoding"], report["prompt"]) == (
+    assert (report["count"], report["subset_of"], report["decoding"], report["prompt"]) == (
         6,
         None,
         {"beams": 3},
@@ -74,21 +74,24 @@ def test_report_says_what_was_scored(files: Path) -> None:
 def test_a_part_is_scored_only_when_asked_and_labelled(files: Path) -> None:
     few = files / "few.json"
     few.write_text(json.dumps([{"image_id": i, "caption": "a"} for i in range(3)]))
-    with pytest.raises(DataError, match="lack 3 images"):
+    with pytest.raises(DataError, match="lack 3 of 6 images"):
         evaluate_captions(few, str(files / "coco.json"), metrics=["CIDEr"])
     report = evaluate_captions(few, str(files / "coco.json"), metrics=["CIDEr"], subset=True)
-    assert (report["images"], report["subset_of"]) == (3, 6)
+    assert (report["count"], report["subset_of"]) == (3, 6)
     assert "SUBSET of 6" in format_scores(report)
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("{}", "not a list"),
+        ("{}", "no image_id"),
+        ("", "is empty"),
+        ("[]", "holds no row"),
         ('[{"caption": "a"}]', "no image_id"),
         ('[{"image_id": 1, "caption": ["a"]}]', "not a text"),
         ('[{"image_id": 1, "caption": "a"}, {"image_id": 1, "caption": "b"}]', "twice"),
-        ("[", "not readable JSON"),
+        ("[", "neither a JSON array"),
+        ('{"image_id": 1, "caption": "a"}\n{"image_id": 2, "cap', "may be cut off"),
     ],
 )
 def test_bad_predictions_are_a_sentence(tmp_path: Path, text: str, sentence: str) -> None:

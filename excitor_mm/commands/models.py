@@ -1,0 +1,175 @@
+"""train, caption, predict, inspect."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from excitor_mm.config import DecodingConfig, RunConfig
+from excitor_mm.console import log
+from excitor_mm.errors import ConfigError
+from excitor_mm.options import Command
+
+
+def _train_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--config", action="config", help="YAML file; see configs/")
+    parser.add_class_arguments(RunConfig)
+    parser.add_argument("--resume", action="store_true", help="go on from the run folder's checkpoint")
+    parser.add_argument("--overwrite", action="store_true", help="delete an older run in the same folder")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, train nothing")
+
+
+def _train(options: Namespace) -> int:
+    config = _run_config(options)
+    if options.dry_run:
+        from excitor_mm.preflight import preflight
+
+        print(preflight(config))
+        return 0
+    from excitor_mm.train import train
+
+    print(train(config, resume=options.resume, overwrite=options.overwrite))
+    return 0
+
+
+def _run_config(options: Namespace) -> RunConfig:
+    from excitor_mm.config import from_dict
+
+    names = [item.name for item in dataclasses.fields(RunConfig)]
+    plain = options.as_dict() if hasattr(options, "as_dict") else dict(options)
+    values = {name: plain[name] for name in names}
+    return from_dict(RunConfig, json.loads(json.dumps(values, default=dataclasses.asdict)))
+
+
+def generation_options(parser: ArgumentParser) -> None:
+    """Which adapter, on which device, and how it writes."""
+    parser.add_argument(
+        "--adapter", type=Path | None, default=None, help="adapter folder; the shipped one unless given"
+    )
+    parser.add_argument("--batch-size", type=int, default=8, help="images at a time")
+    parser.add_argument("--prompt", type=str | None, default=None, help="text before the answer")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda")
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="precision of the language model; auto: float32 on a CPU, so that batches change no caption",
+    )
+    parser.add_argument("--language", type=str | None, default=None, help="another place of the same language model")
+    for item in dataclasses.fields(DecodingConfig):
+        kind = type(item.default)
+        name = "--" + item.name.replace("_", "-")
+        if kind is bool:
+            parser.add_argument(
+                name, action="store_true", default=None, help="draw tokens instead of taking the likeliest"
+            )
+        else:
+            parser.add_argument(name, type=kind | None, default=None, help="replaces the adapter's own")
+
+
+def load_model(options: Namespace) -> tuple[Any, Path, DecodingConfig]:
+    """Model, adapter folder, and the adapter's decoding with the options laid over it."""
+    from excitor_mm.adapter import load_config
+    from excitor_mm.model import ExcitorModel
+
+    folder = options.adapter or shipped_adapter()
+    config = load_config(folder)
+    given = {f.name: options[f.name] for f in dataclasses.fields(DecodingConfig) if options[f.name] is not None}
+    model = ExcitorModel.from_pretrained(
+        folder, language=options.language, device=options.device, dtype=options.dtype
+    )
+    return model, folder, dataclasses.replace(config.decoding, **given)
+
+
+def shipped_adapter() -> Path:
+    """The adapter that comes with the repository."""
+    folder = Path(__file__).resolve().parents[2] / "data" / "adapters" / "coco-small"
+    if not folder.is_dir():
+        raise ConfigError("No adapter is given and none is shipped with this installation: pass --adapter FOLDER.")
+    return folder
+
+
+def _caption_options(parser: ArgumentParser) -> None:
+    parser.add_argument("paths", type=str, nargs="+", help="files, folders, globs, or - for paths on stdin")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    generation_options(parser)
+
+
+def _caption(options: Namespace) -> int:
+    from excitor_mm.generate import caption_files, find_images
+
+    paths = find_images(options.paths, sys.stdin)
+    model, _, decoding = load_model(options)
+    failures = []
+    for result in caption_files(
+        model, paths, batch_size=options.batch_size, prompt=options.prompt, decoding=decoding
+    ):
+        if result.caption is None:
+            failures.append(result)
+        elif not options.json:
+            print(result.caption if len(paths) == 1 else f"{result.path}\t{result.caption}", flush=True)
+        if options.json:
+            print(json.dumps(result._asdict(), ensure_ascii=False), flush=True)
+    for failure in failures:
+        log(f"excitor-mm: {failure.error}")
+    return 2 if failures else 0
+
+
+def predict_options(parser: ArgumentParser) -> None:
+    """Which shards, and how many processes read them."""
+    parser.add_argument("--shards", type=str, required=True, help="folder, brace list or URL")
+    parser.add_argument("--workers", type=int, default=2, help="decoding processes")
+    parser.add_argument("--overwrite", action="store_true", help="start anew")
+    generation_options(parser)
+
+
+def _predict_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, required=True, help="predictions.jsonl")
+    predict_options(parser)
+
+
+def run_predict(options: Namespace, output: Path) -> int:
+    """Predict as the options say; returns the number of predictions."""
+    from excitor_mm.predict import predict
+
+    model, folder, decoding = load_model(options)
+    return predict(
+        model,
+        options.shards,
+        output,
+        adapter=folder.name,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        prompt=options.prompt,
+        decoding=decoding,
+        overwrite=options.overwrite,
+    )
+
+
+def _predict(options: Namespace) -> int:
+    print(f"{run_predict(options, options.output)} predictions in {options.output}")
+    return 0
+
+
+def _inspect_options(parser: ArgumentParser) -> None:
+    parser.add_argument("adapter", type=Path, help="adapter folder")
+
+
+def _inspect(options: Namespace) -> int:
+    from excitor_mm.describe import describe
+
+    print(describe(options.adapter))
+    return 0
+
+
+COMMANDS = (
+    Command("train", "Train Excitor blocks on caption shards.", _train_options, _train),
+    Command("caption", "Caption pictures.", _caption_options, _caption),
+    Command("predict", "Caption every sample of shards.", _predict_options, _predict),
+    Command("inspect", "What an adapter folder is and what it needs.", _inspect_options, _inspect),
+)

@@ -1,0 +1,285 @@
+"""evaluate, compare, benchmark and submit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from excitor_mm.commands.models import predict_options, run_predict
+from excitor_mm.console import log
+from excitor_mm.errors import ConfigError
+from excitor_mm.options import Command
+
+
+def _caption_score_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--split", type=str | None, default=None, help="of Karpathy's file or of --ids")
+    parser.add_argument("--ids", type=Path | None, default=None, help="file that names the images that count")
+    parser.add_argument("--subset", action="store_true", help="score only the predicted images; labelled as such")
+    parser.add_argument("--shuffled-control", action="store_true", help="also score captions moved to other images")
+    parser.add_argument(
+        "--clip-model",
+        type=str | None,
+        default=None,
+        help="also CLIPScore, by an open_clip MODEL:TAG or MODEL:FILE",
+    )
+    parser.add_argument(
+        "--spice", action="store_true", help="also SPICE: downloads CoreNLP (385 MB), needs Java 8 and 8 GB of memory"
+    )
+
+
+def _evaluate_captions_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--predictions", type=Path, required=True, help="predictions.jsonl or COCO results")
+    parser.add_argument("--references", type=str, required=True, help="shards, COCO annotations or Karpathy's file")
+    parser.add_argument("--against", type=Path | None, default=None, help="other predictions, compared by image")
+    parser.add_argument("--pictures", type=str | None, default=None, help="shards: writes report.html with pictures")
+    parser.add_argument("--output", type=Path | None, default=None, help="report.json")
+    _caption_score_options(parser)
+
+
+def _evaluate_captions(options: Namespace) -> int:
+    from excitor_mm.evaluate.captions import evaluate_captions, format_scores
+    from excitor_mm.metrics.captions import METRICS
+
+    report = evaluate_captions(
+        options.predictions,
+        options.references,
+        output=options.output,
+        split=options.split,
+        ids=options.ids,
+        metrics=(*METRICS, "SPICE") if options.spice else METRICS,
+        subset=options.subset,
+        shuffled_control=options.shuffled_control,
+        against=options.against,
+        clip_model=options.clip_model,
+        pictures=options.pictures,
+    )
+    if options.pictures is not None:
+        if options.output is None:
+            raise ConfigError("--pictures is given without --output: report.html lies beside report.json.")
+        _write_page(options.pictures, options.predictions, options.output, report)
+    print(format_scores(report))
+    return 1 if report["failed"] or report["remarks"] else 0
+
+
+def _write_page(shards: str, predictions: Path, output: Path, report: dict[str, Any]) -> None:
+    from excitor_mm.evaluate.captions import PER_IMAGE
+    from excitor_mm.report import collect_pictures, write_report
+
+    facts = {"Images": f"{report['count']} of {report['references']} ({report['references_hash']})"}
+    for name, score in report["scores"].items():
+        low, high = report["intervals"][name]
+        facts[name] = f"{score:.2f} (95 %: {low:.2f} to {high:.2f})"
+    write_report(
+        output.with_name("report.html"),
+        title=f"Captions: {predictions.name}",
+        facts=facts,
+        pictures=collect_pictures(shards, predictions, output.with_name(PER_IMAGE)),
+    )
+
+
+def _evaluate_vqa_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--predictions", type=Path, required=True, help="rows with question_id (or image) and answer")
+    parser.add_argument(
+        "--references", type=str, required=True, help="VQAv2, OK-VQA, VizWiz or TextVQA file with answers, or shards"
+    )
+    parser.add_argument(
+        "--rule", choices=["official", "normalized"], default="official", help="see docs/evaluation.md"
+    )
+    parser.add_argument("--output", type=Path | None, default=None, help="report.json")
+
+
+def _evaluate_vqa(options: Namespace) -> int:
+    from excitor_mm.evaluate.vqa import evaluate_answers, format_accuracy
+
+    report = evaluate_answers(options.predictions, options.references, output=options.output, rule=options.rule)
+    print(format_accuracy(report))
+    return 0
+
+
+def _evaluate_scienceqa_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--predictions", type=Path, required=True, help="rows with question_id and answer, or results"
+    )
+    parser.add_argument("--problems", type=Path, required=True, help="problems.json")
+    parser.add_argument("--splits", type=Path | None, default=None, help="pid_splits.json")
+    parser.add_argument("--split", type=str | None, default="test", help="test, val, minitest, ...")
+    parser.add_argument(
+        "--rule", choices=["strict", "original", "recorded"], default="strict", help="see docs/evaluation.md"
+    )
+    parser.add_argument("--subset", action="store_true", help="score the problems that both files have")
+    parser.add_argument("--output", type=Path | None, default=None, help="report.json")
+
+
+def _evaluate_scienceqa(options: Namespace) -> int:
+    from excitor_mm.evaluate.scienceqa import evaluate_scienceqa, format_table
+
+    report = evaluate_scienceqa(
+        options.predictions,
+        options.problems,
+        splits=options.splits,
+        split=options.split,
+        output=options.output,
+        rule=options.rule,
+        subset=options.subset,
+    )
+    print(format_table(report))
+    return 0
+
+
+def _compare_options(parser: ArgumentParser) -> None:
+    parser.add_argument("reports", type=Path, nargs="+", help="report.json files, or folders with one")
+    parser.add_argument("--published", action="store_true", help="add what others claim about the same images")
+    parser.add_argument("--format", choices=["text", "markdown", "html"], default="text", help="of the table")
+
+
+def _compare(options: Namespace) -> int:
+    from excitor_mm.evaluate.compare import compare_reports
+
+    print(compare_reports(options.reports, published=options.published, style=options.format))
+    return 0
+
+
+def _benchmark_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, required=True, help="folder for predictions and reports")
+    parser.add_argument(
+        "--references", type=str | None, default=None, help="COCO annotations or Karpathy's file; else the shards"
+    )
+    parser.add_argument("--algorithm", type=str | None, default=None, help="name of the method: writes a submission")
+    parser.add_argument("--test-shards", type=str | None, default=None, help="test2014, for the submission")
+    parser.add_argument("--val-images", type=Path | None, default=None, help="captions_val2014.json")
+    parser.add_argument("--test-images", type=Path | None, default=None, help="image_info_test2014.json")
+    _caption_score_options(parser)
+    predict_options(parser)
+
+
+def _benchmark(options: Namespace) -> int:
+    """Predict, evaluate, and write the submission where one is asked for."""
+    needed = ("test_shards", "val_images", "test_images")
+    if options.algorithm is not None and any(options[name] is None for name in needed):
+        raise ConfigError(
+            "--algorithm asks for a submission: give --test-shards, --val-images and --test-images, too."
+        )
+    predictions = options.output / "predictions.jsonl"
+    run_predict(options, predictions)
+    test_predictions = options.output / "test_predictions.jsonl"
+    if options.algorithm is not None:
+        run_predict(Namespace({**vars(options), "shards": options.test_shards}), test_predictions)
+
+    from accelerate import PartialState
+
+    if not PartialState().is_main_process:
+        return 0
+    scoring = Namespace(
+        {
+            **vars(options),
+            "predictions": predictions,
+            "references": options.references or options.shards,
+            "pictures": options.shards,
+            "output": options.output / "report.json",
+            "against": None,
+        }
+    )
+    status = _evaluate_captions(scoring)
+    if options.algorithm is not None:
+        from excitor_mm.submit import write_coco
+
+        print(
+            write_coco(
+                predictions,
+                test_predictions,
+                options.val_images,
+                options.test_images,
+                options.algorithm,
+                options.output,
+            )
+        )
+    return status
+
+
+def _submit_coco_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--val", type=Path | None, default=None, help="predictions for val2014")
+    parser.add_argument("--test", type=Path | None, default=None, help="predictions for test2014")
+    parser.add_argument("--val-images", type=Path, required=True, help="captions_val2014.json")
+    parser.add_argument("--test-images", type=Path, required=True, help="image_info_test2014.json")
+    _writing_options(parser)
+
+
+def _writing_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--algorithm", type=str | None, default=None, help="name of the method, in the file's name")
+    parser.add_argument("--output", type=Path | None, default=None, help="folder for the file")
+    parser.add_argument("--validate", type=Path | None, default=None, help="check this file and write none")
+
+
+def _submit(
+    options: Namespace, needed: tuple[str, ...], check: Callable[[], list[str]], write: Callable[[], Path]
+) -> int:
+    """Check --validate, or write to --output."""
+    if options.validate is not None:
+        problems = check()
+        for problem in problems:
+            log(f"excitor-mm: {problem}")
+        if not problems:
+            print(f"{options.validate} would be accepted")
+        return 1 if problems else 0
+    if missing := [name for name in (*needed, "output") if options[name] is None]:
+        raise ConfigError(f"--{missing[0]} is not given: it is needed to write a file; --validate FILE checks one.")
+    print(write())
+    return 0
+
+
+def _submit_coco(options: Namespace) -> int:
+    from excitor_mm.submit import check_coco, write_coco
+
+    images = options.val_images, options.test_images
+    return _submit(
+        options,
+        ("val", "test", "algorithm"),
+        lambda: check_coco(options.validate, *images),
+        lambda: write_coco(options.val, options.test, *images, options.algorithm, options.output),
+    )
+
+
+def _answers_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--predictions", type=Path | None, default=None, help="predictions.jsonl or a results list")
+    parser.add_argument("--questions", type=Path, required=True, help="the official questions file")
+    parser.add_argument("--fill-missing", action="store_true", help='answer "" where there is no prediction')
+    _writing_options(parser)
+
+
+def _submit_vqa(options: Namespace) -> int:
+    from excitor_mm.submit import check_vqa, write_vqa
+
+    return _submit(
+        options,
+        ("predictions", "algorithm"),
+        lambda: check_vqa(options.validate, options.questions),
+        lambda: write_vqa(
+            options.predictions, options.questions, options.algorithm, options.output, options.fill_missing
+        ),
+    )
+
+
+def _submit_vizwiz(options: Namespace) -> int:
+    from excitor_mm.submit import check_vizwiz, write_vizwiz
+
+    return _submit(
+        options,
+        ("predictions",),
+        lambda: check_vizwiz(options.validate, options.questions),
+        lambda: write_vizwiz(options.predictions, options.questions, options.output, options.fill_missing),
+    )
+
+
+COMMANDS = (
+    Command("evaluate captions", "BLEU, METEOR, ROUGE-L and CIDEr.", _evaluate_captions_options, _evaluate_captions),
+    Command("evaluate vqa", "VQA accuracy.", _evaluate_vqa_options, _evaluate_vqa),
+    Command("evaluate scienceqa", "ScienceQA's table.", _evaluate_scienceqa_options, _evaluate_scienceqa),
+    Command("compare", "Several reports, and published claims, in one table.", _compare_options, _compare),
+    Command("benchmark", "Predict, evaluate, write the report and the submission.", _benchmark_options, _benchmark),
+    Command("submit coco", "The zip for the COCO captions server.", _submit_coco_options, _submit_coco),
+    Command("submit vqa", "The results file for VQAv2 on EvalAI.", _answers_options, _submit_vqa),
+    Command("submit vizwiz", "The results file for VizWiz.", _answers_options, _submit_vizwiz),
+)

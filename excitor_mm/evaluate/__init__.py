@@ -1,0 +1,1 @@
+"""Scores of predictions: functions of files that need no model."""
