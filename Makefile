@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check setup
+.PHONY: demo test check setup harnesses
 
 setup: $(VENV)/.ready
 
@@ -27,3 +27,11 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_layers.py
+
+# Evaluation harnesses bring hundreds of packages, so each gets an environment of its own.
+harnesses:
+	for extra in lmms-eval vlmevalkit; do \
+	  $(PYTHON) -m venv .venv-$$extra && \
+	  .venv-$$extra/bin/python -m pip install --quiet --editable ".[dev,java,$$extra]" && \
+	  .venv-$$extra/bin/python -m pytest tests/harnesses || exit 1; \
+	done

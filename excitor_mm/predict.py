@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,10 +157,17 @@ def _join(output: Path) -> None:
         DataError: an image was captioned twice.
     """
     parts = sorted(output.parent.glob(_part(output, "*").name))
-    texts = [path.read_text(encoding="utf-8") for path in (output, *parts) if path.exists()]
-    lines = [line for text in texts for line in text[: text.rfind("\n") + 1].split("\n") if line]
-    # Killed between writing and deleting, the last run left rows in both: equal lines are one.
-    write_text(output, "".join(line + "\n" for line in dict.fromkeys(lines)))
-    _ids(output)
+    lines = _whole_lines(output)
+    joined = frozenset(lines)  # killed between writing and deleting, the last run left rows in both
+    lines += [line for path in parts for line in _whole_lines(path) if line not in joined]
+    twice = [i for i, count in Counter(json.loads(line)["image_id"] for line in lines).items() if count > 1]
+    if twice:
+        raise DataError(f"{len(twice)} images are twice in the shards {twice[:5]}: pack each image once.")
+    write_text(output, "".join(line + "\n" for line in lines))
     for path in parts:
         path.unlink()
+
+
+def _whole_lines(path: Path) -> list[str]:
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [line for line in text[: text.rfind("\n") + 1].split("\n") if line]

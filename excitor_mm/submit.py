@@ -25,7 +25,15 @@ VQA_NAME = re.compile(r"v2_OpenEnded_mscoco_(val2014|test2015|test-dev2015)_(.*)
 ALGORITHM = re.compile(r"[A-Za-z0-9.-]+")
 
 
-def write_coco(val: Path, test: Path, val_images: Path, test_images: Path, algorithm: str, output: Path) -> Path:
+def write_coco(
+    val: Path,
+    test: Path,
+    val_images: Path,
+    test_images: Path,
+    algorithm: str,
+    output: Path,
+    fill_missing: bool = False,
+) -> Path:
     """The zip for the COCO captions server: two results files, no folder.
 
     Args:
@@ -33,6 +41,7 @@ def write_coco(val: Path, test: Path, val_images: Path, test_images: Path, algor
         val_images, test_images: captions_val2014.json and image_info_test2014.json, or files like them.
         algorithm: the method's name in the file names.
         output: folder for the zip.
+        fill_missing: an empty caption for images without a prediction; some of test2014 are unreadable.
 
     Raises:
         DataError: one sentence for each reason to reject it.
@@ -40,8 +49,9 @@ def write_coco(val: Path, test: Path, val_images: Path, test_images: Path, algor
     _check_algorithm(algorithm)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for split, predictions in (("val2014", val), ("test2014", test)):
-            rows = [{"image_id": i, "caption": text} for i, text in read_predictions(predictions).items()]
+        for split, predictions, images in (("val2014", val, val_images), ("test2014", test, test_images)):
+            captions = _filled(read_predictions(predictions), _ids(images, "images", "id"), fill_missing)
+            rows = [{"image_id": i, "caption": text} for i, text in captions.items()]
             name = f"captions_{split}_{algorithm}_results.json"
             archive.writestr(zipfile.ZipInfo(name), json.dumps(rows))
     _refuse(_coco_problems(buffer.getvalue(), val_images, test_images))

@@ -18,7 +18,7 @@ ROWS = [
     {"generate", "predict", "evaluate", "submit", "validate", "report", "describe", "checkpoint"},
     {"train"},
     {"preflight", "options"},
-    {"commands"},
+    {"commands", "harnesses"},
     {"cli"},
     {"__init__", "__main__"},
 ]

@@ -26,7 +26,11 @@ def _caption_score_options(parser: ArgumentParser) -> None:
         help="also CLIPScore, by an open_clip MODEL:TAG or MODEL:FILE",
     )
     parser.add_argument(
-        "--spice", action="store_true", help="also SPICE: downloads CoreNLP (385 MB), needs Java 8 and 8 GB of memory"
+        "--metrics",
+        choices=["BLEU", "METEOR", "ROUGE-L", "CIDEr", "SPICE"],
+        nargs="+",
+        default=["BLEU", "METEOR", "ROUGE-L", "CIDEr"],
+        help="SPICE downloads CoreNLP (385 MB) on first use, and needs Java 8 and 8 GB of memory",
     )
 
 
@@ -41,7 +45,6 @@ def _evaluate_captions_options(parser: ArgumentParser) -> None:
 
 def _evaluate_captions(options: Namespace) -> int:
     from excitor_mm.evaluate.captions import evaluate_captions, format_scores
-    from excitor_mm.metrics.captions import METRICS
 
     report = evaluate_captions(
         options.predictions,
@@ -49,7 +52,7 @@ def _evaluate_captions(options: Namespace) -> int:
         output=options.output,
         split=options.split,
         ids=options.ids,
-        metrics=(*METRICS, "SPICE") if options.spice else METRICS,
+        metrics=options.metrics,
         subset=options.subset,
         shuffled_control=options.shuffled_control,
         against=options.against,
@@ -210,6 +213,7 @@ def _submit_coco_options(parser: ArgumentParser) -> None:
 def _writing_options(parser: ArgumentParser) -> None:
     parser.add_argument("--algorithm", type=str | None, default=None, help="name of the method, in the file's name")
     parser.add_argument("--output", type=Path | None, default=None, help="folder for the file")
+    parser.add_argument("--fill-missing", action="store_true", help="an empty text where there is no prediction")
     parser.add_argument("--validate", type=Path | None, default=None, help="check this file and write none")
 
 
@@ -238,14 +242,15 @@ def _submit_coco(options: Namespace) -> int:
         options,
         ("val", "test", "algorithm"),
         lambda: check_coco(options.validate, *images),
-        lambda: write_coco(options.val, options.test, *images, options.algorithm, options.output),
+        lambda: write_coco(
+            options.val, options.test, *images, options.algorithm, options.output, options.fill_missing
+        ),
     )
 
 
 def _answers_options(parser: ArgumentParser) -> None:
     parser.add_argument("--predictions", type=Path | None, default=None, help="predictions.jsonl or a results list")
     parser.add_argument("--questions", type=Path, required=True, help="the official questions file")
-    parser.add_argument("--fill-missing", action="store_true", help='answer "" where there is no prediction')
     _writing_options(parser)
 
 

@@ -154,9 +154,7 @@ def _remarks(captions: Mapping[Id, str]) -> list[str]:
     kinds = {
         "are empty": lambda text: not text.strip(),
         f"have more than {LONG} words": lambda text: len(text.split()) > LONG,
-        "hold line breaks or control characters": lambda text: any(
-            not character.isprintable() and character != " " for character in text
-        ),
+        "hold line breaks or control characters": lambda text: not text.strip().replace(" ", "").isprintable(),
     }
     found = {kind: [i for i, text in captions.items() if odd(text)] for kind, odd in kinds.items()}
     return [

@@ -6,7 +6,6 @@ with a broken pipe that says nothing.
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,11 +32,11 @@ class Meteor:
         from pycocoevalcap.meteor import meteor
 
         folder = Path(meteor.__file__).parent
-        command = [str(find_java()), "-Dfile.encoding=UTF-8", "-Xmx2G", "-jar", meteor.METEOR_JAR]
+        locale = ["-Dfile.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US"]  # points, not commas
+        command = [str(find_java()), *locale, "-Xmx2G", "-jar", meteor.METEOR_JAR]
         self.process = subprocess.Popen(
             [*command, "-", "-", "-stdio", "-l", "en", "-norm"],
             cwd=folder,
-            env={**os.environ, "LC_ALL": "C.UTF-8"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -118,6 +118,14 @@ def test_karpathy_split_is_joined_by_cocoid(coco: Source, tmp_path: Path) -> Non
         assert all(found[i].captions == (f"k{i}",) for i in ids)
 
 
+def test_images_without_captions_are_packed(coco: Source, tmp_path: Path) -> None:
+    """test2014 comes as image_info_test2014.json, without annotations."""
+    images = json.loads(coco.captions.read_text())["images"]
+    (tmp_path / "info.json").write_text(json.dumps({"images": images}))
+    report = pack_coco(Source(coco.images, tmp_path / "info.json"), tmp_path / "out", workers=1)
+    assert (report.samples, report.captions, report.problems) == (7, 0, {})
+
+
 def test_larger_images_are_shrunk_only_when_asked(tmp_path: Path) -> None:
     (tmp_path / "1.jpg").write_bytes(jpeg(size=(100, 60)))
     rows = {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"image_id": 1, "caption": "x"}]}

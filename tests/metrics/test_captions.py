@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
+from excitor_mm.commands import COMMANDS
 from excitor_mm.errors import DataError, DependencyError
 from excitor_mm.evaluate.captions import evaluate_captions, shuffle_captions
 from excitor_mm.metrics.captions import METRICS, CaptionScores, score_captions
 from excitor_mm.metrics.java import find_java
 from excitor_mm.metrics.ptb import ptb_tokenize
+from excitor_mm.options import build_parser
 
 WORDS = "a man dog rides runs on the red big bus street with two small and sits by tree".split()
 
@@ -159,12 +161,13 @@ def test_published_scores_are_reproduced(shared: Path) -> None:
     assert [score / 100 for score in report["scores"].values()] == pytest.approx(exact, abs=6e-8)
 
 
-def test_metric_names_are_those_of_the_report() -> None:
-    assert METRICS == ("BLEU", "METEOR", "ROUGE-L", "CIDEr")
-    done = subprocess.run(
-        [sys.executable, "-m", "excitor_mm", "evaluate", "captions", "--help"], capture_output=True, text=True
-    )
-    assert "--spice" in done.stdout
+def test_the_commands_metrics_are_those_of_the_scorer(capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["--predictions", "p", "--references", "r"]
+    options = build_parser(COMMANDS.values()).parse_args(["evaluate", "captions", *files])
+    assert tuple(options.evaluate.captions.metrics) == METRICS
+    with pytest.raises(SystemExit):
+        build_parser(COMMANDS.values()).parse_args(["evaluate", "captions", "--help"])
+    assert "385 MB" in capsys.readouterr().out
 
 
 def test_summed_statistics_score_like_the_whole_set(scores: CaptionScores) -> None:
@@ -245,3 +248,10 @@ print(score_captions({1: "a dog", 2: "a cat"}, {1: ["a dog runs"], 2: ["the cat"
     done = subprocess.run([sys.executable, "-B", "-c", code], capture_output=True, text=True)
     assert "METEOR" in done.stdout
     assert "WRITES" not in done.stdout
+
+
+def test_decimal_commas_of_the_machine_do_not_matter(scores: CaptionScores, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=de -Duser.country=DE")
+    again = score_captions(PREDICTIONS, REFERENCES, ["METEOR"])
+    assert again.scores["METEOR"] == scores.scores["METEOR"]

@@ -16,22 +16,39 @@ from excitor_mm.options import build_parser
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+DOCS = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "data").rglob("*.md")]
 
 
-def blocks(language: str, heading: str = "") -> list[str]:
-    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0] if heading else README
+def blocks(language: str, heading: str = "", text: str = README) -> list[str]:
+    section = text.split(f"\n## {heading}\n")[1].split("\n## ")[0] if heading else text
     return re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
 
 
-def commands(heading: str = "") -> list[str]:
-    return [line.split("  #")[0].strip() for block in blocks("sh", heading) for line in block.splitlines() if line]
+def commands(heading: str = "", text: str = README) -> list[str]:
+    found = [line.split("  #")[0].strip() for block in blocks("sh", heading, text) for line in block.splitlines()]
+    return [line for line in found if line]
 
 
 def test_every_command_parses() -> None:
-    found = [shlex.split(line) for line in commands() if line.startswith("excitor-mm")]
-    assert len(found) > 10
+    found = [
+        shlex.split(line)
+        for page in DOCS
+        for line in commands(text=page.read_text())
+        if line.startswith("excitor-mm")
+    ]
+    assert len(found) > 20
     for words in found:
         build_parser(COMMANDS.values()).parse_args([word for word in words[1:] if word != "-"])
+
+
+def test_tests_that_docs_name_exist() -> None:
+    sources = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    named = [
+        (file, name) for page in DOCS for file, name in re.findall(r"`(test_\w+\.py)::(test_\w+)`", page.read_text())
+    ]
+    assert len(named) > 25
+    for file, name in named:
+        assert f"def {name}(" in sources[file], (file, name)
 
 
 def test_make_targets_exist() -> None:
@@ -64,6 +81,6 @@ def test_python_block(in_root: None, capsys) -> None:
 
 
 def test_files_that_readme_and_docs_name_exist() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "data").rglob("*.md")]:
+    for page in DOCS:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert target.startswith("http") or (page.parent / target).exists(), (page, target)

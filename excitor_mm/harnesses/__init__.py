@@ -1,0 +1,1 @@
+"""Our model behind the interfaces of evaluation harnesses; each is an optional extra."""

@@ -1,0 +1,73 @@
+"""Predictions over shards: each image once, for any number of processes, killed and resumed or not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from excitor_mm.config import RunConfig
+from excitor_mm.errors import DataError
+from excitor_mm.model import ExcitorModel
+from excitor_mm.predict import predict
+from excitor_mm.train import train
+from tests.conftest import make_shards
+
+
+@pytest.fixture
+def adapter(run_config: RunConfig) -> Path:
+    return train(run_config)
+
+
+def rows(path: Path) -> dict[int, str]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len({line["image_id"] for line in lines}) == len(lines)
+    return {line["image_id"]: line["caption"] for line in lines}
+
+
+def test_three_processes_equal_one(adapter: Path, run_config: RunConfig, tmp_path: Path) -> None:
+    """Also from the point where a killed run of two processes stopped."""
+    one, three = tmp_path / "one" / "p.jsonl", tmp_path / "three" / "p.jsonl"
+    model = ExcitorModel.from_pretrained(adapter)
+    assert predict(model, run_config.data.train, one, adapter="best", batch_size=3, workers=0) == 8
+    three.parent.mkdir()
+    three.with_suffix(".meta.json").write_text(one.with_suffix(".meta.json").read_text())
+    lines = one.read_text().splitlines(keepends=True)
+    (three.parent / "p.rank0.jsonl").write_text(lines[0] + lines[1])
+    (three.parent / "p.rank1.jsonl").write_text(lines[6] + lines[7][:20])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=3", "--standalone", "-m", "excitor_mm"]
+    command = [*launch, "predict", "--adapter", str(adapter), "--shards", run_config.data.train, "--workers", "0"]
+    done = subprocess.run(
+        [*command, "--output", str(three), "--batch-size", "3"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert rows(three) == rows(one)
+    assert sorted(path.name for path in three.parent.iterdir()) == ["p.jsonl", "p.meta.json"]
+
+
+def test_killed_between_joining_and_deleting(adapter: Path, run_config: RunConfig, tmp_path: Path) -> None:
+    output, model = tmp_path / "p.jsonl", ExcitorModel.from_pretrained(adapter)
+    predict(model, run_config.data.train, output, adapter="best", workers=0)
+    whole = output.read_text()
+    (tmp_path / "p.rank0.jsonl").write_text(whole)
+    assert predict(model, run_config.data.train, output, adapter="best", workers=0) == 8
+    assert output.read_text() == whole
+
+
+def test_other_settings_and_doubled_images_are_refused(adapter: Path, run_config: RunConfig, tmp_path: Path) -> None:
+    output, model = tmp_path / "p.jsonl", ExcitorModel.from_pretrained(adapter)
+    predict(model, run_config.data.train, output, adapter="best", workers=0)
+    with pytest.raises(DataError, match="other settings"):
+        predict(model, run_config.data.train, output, adapter="other", workers=0)
+    make_shards(tmp_path / "again", [2])
+    both = f"{tmp_path}/again/tiny-000000.tar,{run_config.data.train}"
+    with pytest.raises(DataError, match="2 images are twice"):
+        predict(model, f"{{{both}}}", tmp_path / "q.jsonl", adapter="best", workers=0)
