@@ -31,8 +31,9 @@ from excitor_mm.data.pipeline import IGNORE, Batch, ExampleMaker, collate
 from excitor_mm.data.shards import list_shards, read_shard
 from excitor_mm.data.stream import TrainingStream, read_stream
 from excitor_mm.errors import ConfigError, DataError
+from excitor_mm.language import choose_device
 from excitor_mm.metrics.java import find_java
-from excitor_mm.model import ExcitorModel, build_model, choose_device
+from excitor_mm.model import ExcitorModel, build_model
 from excitor_mm.prompts import PALETTE, TEMPLATES, choose_palette
 from excitor_mm.validate import validate
 

@@ -13,7 +13,7 @@ ROWS = [
     {"console", "config", "prompts", "files"},
     {"defaults", "excitor", "metrics", "data"},
     {"vision", "llama", "adapter", "references"},
-    {"processor"},
+    {"processor", "language"},
     {"model"},
     {"generate", "predict", "evaluate", "submit", "validate", "report", "describe", "checkpoint"},
     {"train"},

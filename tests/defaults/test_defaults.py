@@ -15,7 +15,8 @@ from excitor_mm.config import EncoderConfig, LanguageConfig
 from excitor_mm.data.images import load_image
 from excitor_mm.defaults import PARTS, cache_folder, default_path, fetch
 from excitor_mm.errors import DependencyError
-from excitor_mm.model import ExcitorModel, load_language
+from excitor_mm.language import load_language
+from excitor_mm.model import ExcitorModel
 from excitor_mm.vision.tower import load_tower
 
 PHOTO = Path(__file__).parents[2] / "data" / "photos" / "cat.jpg"
@@ -57,7 +58,7 @@ def test_second_call_fetches_nothing(fetched: dict[str, Path]) -> None:
 
 def test_a_fresh_process_loads_everything_in_five_seconds() -> None:
     code = (
-        "import time; from excitor_mm.config import *; from excitor_mm.model import ExcitorModel, load_language\n"
+        "import time; from excitor_mm.config import *; from excitor_mm.language import load_language; from excitor_mm.model import ExcitorModel\n"
         "from excitor_mm.vision.tower import load_tower\n"
         "import torch, timm, transformers.models.llama.modeling_llama\n"
         "t = time.monotonic(); load_language(LanguageConfig())\n"
