@@ -52,11 +52,14 @@ class Progress:
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
+                TextColumn("{task.fields[rate]}"),
                 TextColumn("{task.fields[note]}"),
                 console=Console(stderr=True),
             )
             self._bar.start()
-            self._task = self._bar.add_task(self.description, total=self.total, completed=self.count, note="")
+            self._task = self._bar.add_task(
+                self.description, total=self.total, completed=self.count, rate="", note=""
+            )
         return self
 
     def advance(self, units: int = 1, note: str = "") -> None:
@@ -64,13 +67,16 @@ class Progress:
         self.count += units
         self.note = note or self.note
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.count, note=self.note)
+            self._bar.update(self._task, completed=self.count, rate=f"{self._rate():.1f}/s", note=self.note)
         elif time.monotonic() - self.last_line >= PLAIN_INTERVAL:
             self._plain_line()
 
+    def _rate(self) -> float:
+        """Units of this process a second."""
+        return (self.count - self.start_count) / max(time.monotonic() - self.started, 1e-9)
+
     def _plain_line(self) -> None:
-        self.last_line = time.monotonic()
-        rate = (self.count - self.start_count) / max(self.last_line - self.started, 1e-9)
+        self.last_line, rate = time.monotonic(), self._rate()
         line = f"{self.description}: {self.count}"
         if self.total is not None:
             line += f"/{self.total}"

@@ -26,6 +26,7 @@ from excitor_mm.config import (
 )
 from excitor_mm.data.index import ShardIndex, write_index, write_shard
 from excitor_mm.data.samples import Sample
+from excitor_mm.model import build_model
 
 torch.set_num_threads(2)
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "purple", "gray")
@@ -117,6 +118,33 @@ def run_config(language_folder: Path, encoder_file: Path, tmp_path: Path) -> Run
         train=TrainConfig(output=str(tmp_path / "run"), steps=4, batch_size=8, learning_rate=1e-2, device="cpu"),
         decoding=DecodingConfig(beams=1, max_new_tokens=12),
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter(language_folder: Path, encoder_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter folder with random blocks whose gates are wide open: each colour gets a caption of its own."""
+    torch.manual_seed(2)
+    model = build_model(
+        LanguageConfig(path=str(language_folder), dtype="float32"),
+        [EncoderConfig("timm", "test_vit", str(encoder_file))],
+        ExcitorConfig(layers=2, prompts=4, rank=4, visual_rank=4, gate_start=4.0),
+        "A picture:",
+        [],
+        DecodingConfig(beams=1, max_new_tokens=12),
+    )
+    folder = tmp_path_factory.mktemp("adapters") / "tiny"
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with a folder with five pictures."""
+    folder = tmp_path / "photos" / "deep"
+    folder.mkdir(parents=True)
+    for index, colour in enumerate(COLOURS[:5]):
+        (folder / f"{index}.jpg").write_bytes(jpeg(colour))
+    return folder.parent
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ ROWS = [
     {"errors"},
     {"console", "config", "prompts", "files"},
     {"defaults", "excitor", "metrics", "data"},
-    {"vision", "llama", "adapter", "references"},
+    {"vision", "llama", "adapter", "references", "pictures", "caption_files"},
     {"processor", "language"},
     {"model"},
     {"generate", "predict", "evaluate", "submit", "validate", "report", "describe", "checkpoint"},

@@ -1,5 +1,6 @@
 """What each command takes and does. Heavy modules are imported inside the command that needs them."""
 
-from excitor_mm.commands import datasets, models, scores
+from excitor_mm.commands import caption, datasets, models, scores
 
-COMMANDS = {command.name: command for command in (*datasets.COMMANDS, *models.COMMANDS, *scores.COMMANDS)}
+MODULES = (datasets, models, caption, scores)
+COMMANDS = {command.name: command for module in MODULES for command in module.COMMANDS}

@@ -1,17 +1,15 @@
-"""train, caption, predict, inspect."""
+"""train, predict, inspect; and the options of all commands that generate."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from excitor_mm.config import DecodingConfig, RunConfig
-from excitor_mm.console import log
 from excitor_mm.errors import ConfigError
 from excitor_mm.options import Command
 
@@ -94,32 +92,6 @@ def shipped_adapter() -> Path:
     return folder
 
 
-def _caption_options(parser: ArgumentParser) -> None:
-    parser.add_argument("paths", type=str, nargs="+", help="files, folders, globs, or - for paths on stdin")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    generation_options(parser)
-
-
-def _caption(options: Namespace) -> int:
-    from excitor_mm.generate import caption_files, find_images
-
-    paths = find_images(options.paths, sys.stdin)
-    model, _, decoding = load_model(options)
-    failures = []
-    for result in caption_files(
-        model, paths, batch_size=options.batch_size, prompt=options.prompt, decoding=decoding
-    ):
-        if result.caption is None:
-            failures.append(result)
-        elif not options.json:
-            print(result.caption if len(paths) == 1 else f"{result.path}\t{result.caption}", flush=True)
-        if options.json:
-            print(json.dumps(result._asdict(), ensure_ascii=False), flush=True)
-    for failure in failures:
-        log(f"excitor-mm: {failure.error}")
-    return 2 if failures else 0
-
-
 def predict_options(parser: ArgumentParser) -> None:
     """Which shards, and how many processes read them."""
     parser.add_argument("--shards", type=str, required=True, help="folder, brace list or URL")
@@ -169,7 +141,6 @@ def _inspect(options: Namespace) -> int:
 
 COMMANDS = (
     Command("train", "Train Excitor blocks on caption shards.", _train_options, _train),
-    Command("caption", "Caption pictures.", _caption_options, _caption),
     Command("predict", "Caption every sample of shards.", _predict_options, _predict),
     Command("inspect", "What an adapter folder is and what it needs.", _inspect_options, _inspect),
 )
