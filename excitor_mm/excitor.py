@@ -96,31 +96,43 @@ class Excitor(nn.Module):
         Returns:
             float[B, T, H*d], to be added to the keys before rotary embedding and cache.
         """
+        weights, prompts = self.inner_attention(words, visual, visual_mask), self._by_head(self.prompts, words.dtype)
+        extra = weights[..., : len(self.prompts)] @ prompts  # (3): [B, H, T, d]
+        if visual is not None:
+            value_up = self._by_head(self.visual_value_up.T, words.dtype)  # [H, R, d]
+            extra = extra + (weights[..., len(self.prompts) :] @ visual[:, -1:]) @ value_up
+        gated = self.gate.to(words.dtype)[:, None, None] * extra
+        return gated.transpose(1, 2).flatten(2)
+
+    def inner_attention(
+        self, words: Tensor, visual: Tensor | None = None, visual_mask: Tensor | None = None
+    ) -> Tensor:
+        """The softmax of (3): what each word token's extra key is mixed from.
+
+        Args:
+            words, visual, visual_mask: as in `forward`.
+
+        Returns:
+            float[B, H, T, K + N], over the learnable prompts and then the visual rows; each row sums to 1.
+        """
         batch, length, _ = words.shape
         dtype = words.dtype
         query = F.linear(F.linear(words, self.query_down.to(dtype)), self.query_up.to(dtype))  # (1)
         query = query.view(batch, length, self.key_heads, self.head_width).transpose(1, 2)  # [B, H, T, d]
-        prompts = self._by_head(self.prompts, dtype).transpose(0, 1)  # [H, K, d]
-        scores = query @ prompts.transpose(1, 2)  # [B, H, T, K]
+        scores = query @ self._by_head(self.prompts, dtype).transpose(1, 2)  # [B, H, T, K]
         if visual is not None:
-            key_up = self._by_head(self.visual_key_up.T, dtype).transpose(0, 1)  # [H, R, d]
+            key_up = self._by_head(self.visual_key_up.T, dtype)  # [H, R, d]
             absorbed = query @ key_up.transpose(1, 2)  # Q_e U: [B, H, T, R]
             visual_scores = absorbed @ visual[:, :1].transpose(2, 3)  # [B, H, T, N]
             if visual_mask is not None:
                 visual_scores = visual_scores.masked_fill(~visual_mask[:, None, None], -torch.inf)
             scores = torch.cat([scores, visual_scores], dim=-1)
         exact = torch.promote_types(dtype, torch.float32)  # a softmax in half precision loses small weights
-        weights = torch.softmax(scores.to(exact) * self.head_width**-0.5, dim=-1).to(dtype)
-        extra = weights[..., : len(self.prompts)] @ prompts  # (3): [B, H, T, d]
-        if visual is not None:
-            value_up = self._by_head(self.visual_value_up.T, dtype).transpose(0, 1)  # [H, R, d]
-            extra = extra + (weights[..., len(self.prompts) :] @ visual[:, -1:]) @ value_up
-        gated = self.gate.to(dtype)[:, None, None] * extra
-        return gated.transpose(1, 2).reshape(batch, length, -1)
+        return torch.softmax(scores.to(exact) * self.head_width**-0.5, dim=-1).to(dtype)
 
     def _by_head(self, matrix: Tensor, dtype: torch.dtype) -> Tensor:
-        """float[X, H*d] -> [X, H, d] in `dtype`."""
-        return matrix.to(dtype).reshape(len(matrix), self.key_heads, self.head_width)
+        """float[X, H*d] -> [H, X, d] in `dtype`."""
+        return matrix.to(dtype).reshape(len(matrix), self.key_heads, self.head_width).transpose(0, 1)
 
 
 def _matrix(rows: int, columns: int) -> nn.Parameter:

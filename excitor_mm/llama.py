@@ -20,6 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 from excitor_mm.config import ExcitorConfig
 from excitor_mm.errors import ConfigError
 from excitor_mm.excitor import Excitor
+from excitor_mm.switches import is_off
 
 
 class ExcitedKeyProjection(nn.Module):
@@ -33,6 +34,8 @@ class ExcitedKeyProjection(nn.Module):
     def forward(self, words: Tensor) -> Tensor:
         """float[B, T, C] -> float[B, T, H*d]."""
         keys = self.base(words)
+        if is_off("excitor"):
+            return keys
         return keys + self.excitor(words, *self.visual).to(keys.dtype)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, overload
 
@@ -23,6 +24,7 @@ from excitor_mm.language import choose_device, load_language
 from excitor_mm.llama import ExcitorLlamaForCausalLM
 from excitor_mm.processor import ImageLike, Processor
 from excitor_mm.prompts import fill_template
+from excitor_mm.switches import switched_off
 from excitor_mm.vision.tower import VisionTower, load_tower
 
 
@@ -47,6 +49,10 @@ class ExcitorModel(nn.Module):
     def device(self) -> torch.device:
         """Where the language model reads its input."""
         return self.language.device
+
+    def base_model(self) -> AbstractContextManager[None]:
+        """`with model.base_model(): ...` is the untouched language model bit for bit, in this thread alone."""
+        return switched_off("excitor", "lora")
 
     def trainables(self) -> dict[str, nn.Parameter]:
         """The trainable tensors by their name in the adapter, e.g. `layers.2.gate`."""

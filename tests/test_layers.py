@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 ROWS = [
     {"errors"},
     {"console", "config", "prompts", "files"},
-    {"defaults", "excitor", "metrics", "data"},
+    {"defaults", "excitor", "switches", "metrics", "data"},
     {"vision", "llama", "adapter", "references", "pictures", "caption_files"},
     {"processor", "language"},
     {"model"},
