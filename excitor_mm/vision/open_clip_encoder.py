@@ -27,20 +27,21 @@ class OpenClipEncoder(Encoder):
             shape = self(torch.zeros(1, 3, side, side, dtype=first.dtype, device=first.device)).shape
         self.width = shape[-1]
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """float[B, 3, S, S] normalised -> float[B, N, V]."""
+    def parts(self, pixels: Tensor) -> list[Tensor]:
+        """See `Encoder.parts`."""
         found = self.visual.forward_intermediates(
             pixels,
             indices=self.layers,
             normalize_intermediates=True,
             intermediates_only=True,
-            output_fmt="NLC",
+            output_fmt="NCHW",
             output_extra_tokens=True,
         )
         patches = found["image_intermediates"]
-        prefixes = found.get("image_intermediates_prefix") or [None] * len(patches)
-        parts = [part for pair in zip(prefixes, patches, strict=True) for part in pair if part is not None]
-        return torch.cat(parts, dim=1)
+        prefixes = found.get("image_intermediates_prefix")
+        if not prefixes:
+            return list(patches)
+        return [part for prefix, grid in zip(prefixes, patches, strict=True) for part in (prefix.transpose(1, 2), grid)]
 
 
 def load_open_clip(model: str, weights: str | None, layers: list[int] | None) -> OpenClipEncoder:

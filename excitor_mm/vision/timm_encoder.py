@@ -31,20 +31,26 @@ class TimmEncoder(Encoder):
         if self.is_cnn and layers is not None:
             raise ConfigError("vision.layers is for ViTs; a CNN gives its last feature map: set it to null.")
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """float[B, 3, S, S] normalised -> float[B, N, V]."""
+    def parts(self, pixels: Tensor) -> list[Tensor]:
+        """See `Encoder.parts`."""
         if self.is_cnn:
-            cells = self.net.forward_features(pixels).flatten(2).transpose(1, 2)
-            return torch.cat([cells, cells.mean(dim=1, keepdim=True)], dim=1)
+            cells = self.net.forward_features(pixels)
+            return [cells, cells.flatten(2).transpose(1, 2).mean(dim=1)[:, :, None]]
         outputs = self.net.forward_intermediates(
             pixels,
             indices=_from_the_front(self.layers or [-1], len(self.net.blocks)),
             norm=True,
-            output_fmt="NLC",
+            output_fmt="NCHW",
             return_prefix_tokens=True,
             intermediates_only=True,
         )
-        return torch.cat([part for patches, prefix in outputs for part in (prefix, patches)], dim=1)
+        parts = []
+        for output in outputs:
+            patches, prefix = output if isinstance(output, tuple) else (output, None)
+            if prefix is not None:  # there is none in SigLIP, for one
+                parts.append(prefix.transpose(1, 2))
+            parts.append(patches)
+        return parts
 
 
 def _from_the_front(layers: list[int], count: int) -> list[int]:

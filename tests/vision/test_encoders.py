@@ -36,6 +36,49 @@ def test_shapes(config: EncoderConfig, shape: tuple[int, ...]) -> None:
     assert tokens(config).shape == shape
 
 
+@pytest.mark.parametrize(
+    ("config", "blocks"),
+    [
+        (EncoderConfig("timm", "test_vit", None), [(1, None), (100, (10, 10))]),
+        (EncoderConfig("timm", "test_vit", None, [-2, -1]), [(1, None), (100, (10, 10))] * 2),
+        (EncoderConfig("timm", "test_efficientnet", None), [(25, (5, 5)), (1, None)]),
+        (EncoderConfig("open_clip", "ViT-B-32", None), [(1, None), (49, (7, 7))]),
+    ],
+)
+def test_encoders_say_where_their_tokens_come_from(config: EncoderConfig, blocks: list[object]) -> None:
+    assert load_tower([config]).encoders[0].layout() == blocks
+
+
+def test_a_vit_without_a_class_token(tmp_path: Path) -> None:
+    path, plain = tmp_path / "x.safetensors", {"class_token": False, "global_pool": "avg"}
+    net = timm.create_model("test_vit", num_classes=0, **plain)
+    save_file(net.state_dict(), path, metadata={"model_args": json.dumps(plain)})
+    tower = load_tower([EncoderConfig("timm", "test_vit", str(path))])
+    assert tower.encoders[0].layout() == [(100, (10, 10))]
+    assert tower([torch.randn(2, 3, 160, 160)]).shape == (2, 100, 64)
+
+
+@pytest.mark.parametrize("size", [(160, 160), (300, 200), (200, 301), (101, 640), (57, 33)])
+@pytest.mark.parametrize("crop_pct", ["1.0", "0.875"])
+def test_the_seen_box_is_what_the_transform_sees(size: tuple[int, int], crop_pct: str, tmp_path: Path) -> None:
+    """A photo whose red is x and whose green is y: each corner of the crop reads off where it comes from."""
+    path = tmp_path / "x.safetensors"
+    metadata = {"mean": "[0, 0, 0]", "std": "[1, 1, 1]", "crop_pct": crop_pct, "interpolation": "bilinear"}
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), path, metadata=metadata)
+    tower = load_tower([EncoderConfig("timm", "test_vit", str(path))])
+    across = torch.arange(size[0]).expand(size[1], -1) + 0.5
+    down = (torch.arange(size[1])[:, None] + 0.5).expand(-1, size[0])
+    photo = torch.stack([across / size[0], down / size[1], torch.zeros_like(across)]).mul(255).round().byte()
+    (pixels,) = tower.transform()(Image.fromarray(photo.permute(1, 2, 0).numpy()))
+    left, top, right, bottom = tower.encoders[0].preprocessing.seen_box(*size)
+    cells = pixels.shape[-1]
+    for axis, (start, end) in enumerate(((left, right), (top, bottom))):
+        places = torch.arange(cells) + 0.5
+        expected = (start + places * (end - start) / cells) / size[axis]
+        found = pixels[axis].mean(dim=axis)
+        assert (found - expected)[2:-2].abs().max() < 0.75 / 255 + 0.3 / size[axis]
+
+
 def test_last_layer_is_the_encoders_own_output() -> None:
     tower = load_tower([EncoderConfig("timm", "test_vit", None)])
     pixels = torch.randn(1, 3, 160, 160)
