@@ -10,6 +10,7 @@ repeats them for beams and hands them to every decoding step.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -64,16 +65,36 @@ class ExcitorAttention(LlamaAttention):
         """As upstream; `visual_prompts` is float[B, L, 2 or 1, N, R] and this layer takes its own slice."""
         if not isinstance(self.k_proj, ExcitedKeyProjection):
             return super().forward(hidden_states, *args, **kwargs)
-        if visual_prompts is not None:
-            first_excited = self.config.num_hidden_layers - visual_prompts.shape[1]
-            visual_prompts = visual_prompts[:, self.layer_idx - first_excited]
         # Upstream calls k_proj(hidden_states) only. The visual rows wait on the module during this one
         # call, never between calls, so recomputation under checkpointing sees the same rows.
-        self.k_proj.visual = (visual_prompts, visual_mask)
+        self.k_proj.visual = (self.own_slice(visual_prompts), visual_mask)
         try:
             return super().forward(hidden_states, *args, **kwargs)
         finally:
             self.k_proj.visual = (None, None)
+
+    def own_slice(self, visual_prompts: Tensor | None) -> Tensor | None:
+        """This excited layer's part of float[B, L, 2 or 1, N, R]: float[B, 2 or 1, N, R]."""
+        if visual_prompts is None:
+            return None
+        first_excited = self.config.num_hidden_layers - visual_prompts.shape[1]
+        return visual_prompts[:, self.layer_idx - first_excited]
+
+    def weights(self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], **visual: Any) -> Tensor:
+        """The softmax of (5), which fused kernels keep to themselves: float[B, query heads, T, T].
+
+        Args:
+            hidden_states, position_embeddings: what upstream hands to this layer, without padding.
+            visual: `visual_prompts` and `visual_mask` as in `forward`.
+        """
+        twin = copy.copy(self)  # the same modules under another kernel
+        twin.config = copy.copy(self.config)
+        twin.config._attn_implementation = "eager"
+        length = hidden_states.shape[1]
+        causal = hidden_states.new_full((length, length), -torch.inf).triu(1)[None, None]
+        weights = twin.forward(hidden_states, position_embeddings, attention_mask=causal, **visual)[1]
+        assert weights is not None  # the eager kernel always gives them
+        return weights
 
 
 class ExcitorLlamaForCausalLM(LlamaForCausalLM):

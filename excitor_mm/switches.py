@@ -1,7 +1,7 @@
 """Trained parts switched off for a while: `with switched_off("excitor"): ...`.
 
-A switch holds in the thread that threw it and nowhere else, so that one thread may ask the base model while
-others caption. Nothing is written on a module: an error or a `return` inside the block leaves nothing behind.
+A switch holds in the thread that threw it and nowhere else. Nothing is written on a module, so an error inside
+the block leaves nothing behind.
 """
 
 from __future__ import annotations

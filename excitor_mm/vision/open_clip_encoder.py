@@ -41,7 +41,9 @@ class OpenClipEncoder(Encoder):
         prefixes = found.get("image_intermediates_prefix")
         if not prefixes:
             return list(patches)
-        return [part for prefix, grid in zip(prefixes, patches, strict=True) for part in (prefix.transpose(1, 2), grid)]
+        return [
+            part for prefix, grid in zip(prefixes, patches, strict=True) for part in (prefix.transpose(1, 2), grid)
+        ]
 
 
 def load_open_clip(model: str, weights: str | None, layers: list[int] | None) -> OpenClipEncoder:

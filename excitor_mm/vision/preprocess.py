@@ -73,7 +73,7 @@ class Preprocessing:
 class TokenBlock(NamedTuple):
     """Neighbouring tokens of one encoder that come from one place of it."""
 
-    count: int
+    tokens: int
     grid: tuple[int, int] | None
     """Rows and columns of equal cells that fill the input square, row by row; None: tokens of the whole picture
     (class token, registers, a mean)."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from safetensors import safe_open
 from torch import Tensor
 

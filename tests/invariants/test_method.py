@@ -12,7 +12,7 @@ from excitor_mm.errors import ConfigError
 from excitor_mm.excitor import Excitor
 from excitor_mm.llama import ExcitorLlamaForCausalLM
 from tests.conftest import llama_config
-from tests.literal import attention, extra_key
+from tests.literal import attention, extra_key, inner_attention
 
 VISUAL = 24
 
@@ -41,6 +41,18 @@ def test_block_equals_the_literal_formula(key_heads: int, visual_rank: int | Non
         expected = extra_key(block, words[sample], image[sample] if with_image else None)
         expected = (block.gate[:, None, None] * expected).transpose(0, 1).flatten(1)
         torch.testing.assert_close(delta[sample], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("visual_rank", [3, None])
+def test_inner_attention_equals_the_literal_formula(visual_rank: int | None) -> None:
+    block = make_block(2, visual_rank)
+    words, image = torch.randn(2, 7, 64).double(), torch.randn(2, 6, VISUAL).double()
+    mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    weights = block.inner_attention(words, block.project_visual(image), mask)
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 2, 7).double())
+    torch.testing.assert_close(weights[0], inner_attention(block, words[0], image[0]), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(weights[1, ..., :-2], inner_attention(block, words[1], image[1, :4]))
+    assert not weights[1, ..., -2:].any()
 
 
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
