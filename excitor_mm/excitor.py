@@ -13,9 +13,13 @@ width d, for word tokens T, learnable prompts P, visual prompts I and the layer'
 Because S + g S_extra = Q (K + g E)^T / sqrt(d), the whole method is an addition to the attention keys:
 this module returns g E, and `llama.py` adds it to the output of `k_proj`.
 
-W_k and W_v are products U D of rank R. Scores and values are linear in I, so D I is computed once per
-image (`project_visual`) and U meets the query and the attended sum, never the N visual rows: no tensor
-of shape [B, N, C] exists.
+W_k and W_v are products U D of rank R. Only the softmax of (3) is not linear, so parameters are multiplied
+with parameters first, per head, and words and image meet the small results: no tensor of shape [B, N, C] exists.
+
+    scores  [P ; D_k I U_k^T] B A T = [1 ; D_k I] ([P ; U_k^T] B) A T
+    g E     softmax [P ; D_v I U_v^T] g = (softmax [1 ; D_v I]) ([P ; U_v^T] g)
+
+`project_visual` makes D I once per image, `absorb` what stands in the right pairs of brackets.
 
 Dimensions: B batch, T word tokens, C model width, H key heads, d head width, K learnable prompts,
 N visual prompts, V their width, R rank of the visual projections, r rank of the query.
@@ -23,9 +27,22 @@ N visual prompts, V their width, R rank of the visual projections, r rank of the
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Absorbed(NamedTuple):
+    """What depends on parameters alone, the same for all words and images; L = K + R."""
+
+    query: Tensor
+    """float[r, C], A."""
+    scores: Tensor
+    """float[H*L, r], [P ; U_k^T] B / sqrt(d): A T to the scores of prompts and to the visual query."""
+    values: Tensor
+    """float[H, L, d], g [P ; U_v^T]: what each prompt and each visual dimension adds to the key."""
 
 
 class Excitor(nn.Module):
@@ -85,24 +102,45 @@ class Excitor(nn.Module):
         down = torch.stack([self.visual_key_down, self.visual_value_down]).to(image.dtype)
         return torch.einsum("bnv,prv->bpnr", image, down)
 
-    def forward(self, words: Tensor, visual: Tensor | None = None, visual_mask: Tensor | None = None) -> Tensor:
+    def absorb(self, dtype: torch.dtype) -> Absorbed:
+        """Multiplied in fp32 and given in `dtype`; `generate` does it once, not at every token."""
+        query_up = self.query_up.view(self.key_heads, self.head_width, -1)  # [H, d, r]
+        scores = self._rows("visual_key_up") @ query_up * self.head_width**-0.5
+        values = self.gate[:, None, None] * self._rows("visual_value_up")
+        return Absorbed(self.query_down.to(dtype), scores.flatten(0, 1).to(dtype), values.to(dtype))
+
+    def _rows(self, up: str) -> Tensor:
+        """The prompts and, below them, the projection called `up`, by head: float[H, L, d]."""
+        rows = torch.cat([self.prompts, getattr(self, up).T]) if hasattr(self, up) else self.prompts
+        return rows.view(len(rows), self.key_heads, self.head_width).transpose(0, 1)
+
+    def forward(
+        self,
+        words: Tensor,
+        visual: Tensor | None = None,
+        visual_mask: Tensor | None = None,
+        absorbed: Absorbed | None = None,
+    ) -> Tensor:
         """The gated extra keys g E.
 
         Args:
             words: float[B, T, C], what the frozen k_proj receives.
             visual: float[B, 2 or 1, N, R] from `project_visual`, or None without images.
             visual_mask: bool[B, N], False where a sample has no such visual row; None means all True.
+            absorbed: of the parameters as they are, in the words' dtype; None: made anew.
 
         Returns:
             float[B, T, H*d], to be added to the keys before rotary embedding and cache.
         """
-        weights, prompts = self.inner_attention(words, visual, visual_mask), self._by_head(self.prompts, words.dtype)
-        extra = weights[..., : len(self.prompts)] @ prompts  # (3): [B, H, T, d]
+        batch, length, _ = words.shape
+        absorbed = absorbed or self.absorb(words.dtype)
+        mixed = self._inner_attention(words, visual, visual_mask, absorbed)  # [B, T*H, K + N]
         if visual is not None:
-            value_up = self._by_head(self.visual_value_up.T, words.dtype)  # [H, R, d]
-            extra = extra + (weights[..., len(self.prompts) :] @ visual[:, -1:]) @ value_up
-        gated = self.gate.to(words.dtype)[:, None, None] * extra
-        return gated.transpose(1, 2).flatten(2)
+            count = len(self.prompts)
+            mixed = torch.cat([mixed[..., :count], mixed[..., count:] @ visual[:, -1]], dim=-1)  # [B, T*H, L]
+        mixed = mixed.view(batch * length, self.key_heads, -1).transpose(0, 1)  # [H, B*T, L]
+        extra = mixed @ absorbed.values[:, : mixed.shape[-1]]  # (3): [H, B*T, d]
+        return extra.transpose(0, 1).reshape(batch, length, -1)
 
     def inner_attention(
         self, words: Tensor, visual: Tensor | None = None, visual_mask: Tensor | None = None
@@ -115,24 +153,26 @@ class Excitor(nn.Module):
         Returns:
             float[B, H, T, K + N], over the learnable prompts and then the visual rows; each row sums to 1.
         """
-        batch, length, _ = words.shape
-        dtype = words.dtype
-        query = F.linear(F.linear(words, self.query_down.to(dtype)), self.query_up.to(dtype))  # (1)
-        query = query.view(batch, length, self.key_heads, self.head_width).transpose(1, 2)  # [B, H, T, d]
-        scores = query @ self._by_head(self.prompts, dtype).transpose(1, 2)  # [B, H, T, K]
-        if visual is not None:
-            key_up = self._by_head(self.visual_key_up.T, dtype)  # [H, R, d]
-            absorbed = query @ key_up.transpose(1, 2)  # Q_e U: [B, H, T, R]
-            visual_scores = absorbed @ visual[:, :1].transpose(2, 3)  # [B, H, T, N]
-            if visual_mask is not None:
-                visual_scores = visual_scores.masked_fill(~visual_mask[:, None, None], -torch.inf)
-            scores = torch.cat([scores, visual_scores], dim=-1)
-        exact = torch.promote_types(dtype, torch.float32)  # a softmax in half precision loses small weights
-        return torch.softmax(scores.to(exact) * self.head_width**-0.5, dim=-1).to(dtype)
+        weights = self._inner_attention(words, visual, visual_mask, self.absorb(words.dtype))
+        return weights.view(*words.shape[:2], self.key_heads, -1).transpose(1, 2)
 
-    def _by_head(self, matrix: Tensor, dtype: torch.dtype) -> Tensor:
-        """float[X, H*d] -> [H, X, d] in `dtype`."""
-        return matrix.to(dtype).reshape(len(matrix), self.key_heads, self.head_width).transpose(0, 1)
+    def _inner_attention(
+        self, words: Tensor, visual: Tensor | None, visual_mask: Tensor | None, absorbed: Absorbed
+    ) -> Tensor:
+        """float[B, T*H, K + N]: heads share the visual rows, so they stand in the row dimension of one product."""
+        batch, length, _ = words.shape
+        dtype, count = words.dtype, len(self.prompts)
+        low = F.linear(words, absorbed.query)  # A T
+        scores = F.linear(low, absorbed.scores).view(batch, length * self.key_heads, -1)  # (1)
+        if visual is not None:
+            visual_scores = scores[..., count:] @ visual[:, 0].transpose(1, 2)  # [B, T*H, N]
+            if visual_mask is not None:
+                visual_scores = visual_scores.masked_fill(~visual_mask[:, None], -torch.inf)
+            scores = torch.cat([scores[..., :count], visual_scores], dim=-1)
+        else:
+            scores = scores[..., :count]
+        exact = torch.promote_types(dtype, torch.float32)  # a softmax in half precision loses small weights
+        return torch.softmax(scores, dim=-1, dtype=exact).to(dtype)
 
 
 def _matrix(rows: int, columns: int) -> nn.Parameter:

@@ -20,7 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from excitor_mm.config import ExcitorConfig
 from excitor_mm.errors import ConfigError
-from excitor_mm.excitor import Excitor
+from excitor_mm.excitor import Absorbed, Excitor
 from excitor_mm.switches import is_off
 
 
@@ -31,13 +31,14 @@ class ExcitedKeyProjection(nn.Module):
         super().__init__()
         self.base, self.excitor = base, excitor
         self.visual: tuple[Tensor | None, Tensor | None] = (None, None)
+        self.absorbed: Absorbed | None = None
 
     def forward(self, words: Tensor) -> Tensor:
         """float[B, T, C] -> float[B, T, H*d]."""
         keys = self.base(words)
         if is_off("excitor"):
             return keys
-        return keys + self.excitor(words, *self.visual).to(keys.dtype)
+        return keys + self.excitor(words, *self.visual, self.absorbed).to(keys.dtype)
 
 
 class ExcitorAttention(LlamaAttention):
@@ -109,6 +110,21 @@ class ExcitorLlamaForCausalLM(LlamaForCausalLM):
     ) -> Any:
         """As upstream, with `visual_prompts` from `project_visual` and `visual_mask`: bool[B, N]."""
         return super().forward(*args, visual_prompts=visual_prompts, visual_mask=visual_mask, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As upstream. The parameters stand still meanwhile, so each block absorbs them once, not at every token.
+
+        With several threads in it the first to end lets the others absorb anew: slower, and nothing else.
+        """
+        excited = [m for m in self.modules() if isinstance(m, ExcitedKeyProjection)]
+        with torch.no_grad():
+            for projection in excited:
+                projection.absorbed = projection.excitor.absorb(self.model.norm.weight.dtype)
+        try:
+            return super().generate(*args, **kwargs)
+        finally:
+            for projection in excited:
+                projection.absorbed = None
 
     def add_excitors(self, config: ExcitorConfig, visual_width: int | None) -> None:
         """Freeze this model and put trainable Excitor blocks into its topmost `config.layers` layers.

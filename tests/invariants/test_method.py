@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
@@ -145,6 +146,19 @@ def test_cached_decoding_equals_uncached(options: dict) -> None:
     common = {"input_ids": ids, "visual_prompts": visual, "max_new_tokens": 10, "do_sample": False}
     plain = {key: value for key, value in options.items() if key == "num_beams"}
     assert torch.equal(model.generate(**common, **options), model.generate(**common, **plain, use_cache=False))
+
+
+def test_what_generation_absorbs_is_gone_afterwards() -> None:
+    model = make_llama()
+    ids, visual = torch.randint(3, 300, (2, 7)), model.project_visual(torch.randn(2, 6, VISUAL))
+    for wrong in ({}, {"unknown": 1}):  # also when it ends with an error
+        before = model(ids, visual_prompts=visual).logits
+        with pytest.raises(ValueError, match="unknown") if wrong else contextlib.nullcontext():
+            model.generate(input_ids=ids, visual_prompts=visual, max_new_tokens=2, do_sample=False, **wrong)
+        with torch.no_grad():
+            for block in model.excitors().values():
+                block.gate.mul_(-1)
+        assert not torch.allclose(model(ids, visual_prompts=visual).logits, before)
 
 
 def test_left_padded_batch_equals_single_samples() -> None:
