@@ -1,6 +1,7 @@
 """The adapter folder: everything a training run adds to frozen parts that anyone can fetch.
 
-    excitor.safetensors    the trainable tensors only (megabytes), float32
+    excitor.safetensors    the Excitor's tensors only (megabytes), float32
+    lora.safetensors       LoRA's, where there is LoRA
     excitor_config.json    `AdapterConfig`: format version, frozen parts with fingerprints, prompt, decoding
 
 Written to a temporary sibling and renamed, so that no reader ever sees half a folder. Read strictly: a
@@ -22,11 +23,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from excitor_mm.config import DecodingConfig, EncoderConfig, ExcitorConfig, LanguageConfig, from_dict
+from excitor_mm.config import DecodingConfig, EncoderConfig, ExcitorConfig, LanguageConfig, LoraConfig, from_dict
 from excitor_mm.errors import AdapterError, ConfigError
 
 FORMAT_VERSION = 1
 TENSORS = "excitor.safetensors"
+LORA = "lora.safetensors"
 CONFIG = "excitor_config.json"
 
 
@@ -50,6 +52,8 @@ class AdapterConfig:
     """Words that fill `{palette}` in the template."""
     decoding: DecodingConfig
     """How answers are generated unless told otherwise."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """LoRA beside the Excitor; rank 0: none."""
     training: dict[str, str] = field(default_factory=dict)
     """Free text for people: data, steps, scores."""
     format_version: int = FORMAT_VERSION
@@ -75,15 +79,27 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()[:16]
 
 
-def save_adapter(folder: Path, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Write an adapter folder, replacing an older one only when the new one is complete."""
+def save_adapter(
+    folder: Path, config: AdapterConfig, tensors: Mapping[str, Tensor], lora: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write an adapter folder, replacing an older one only when the new one is complete.
+
+    Args:
+        folder: to write.
+        config: of the adapter.
+        tensors: of the Excitor.
+        lora: tensors of LoRA; empty or None: no such file.
+    """
     from safetensors.torch import save_file
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         fresh.chmod(0o755)
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, fresh / TENSORS)
+        for name, group in ((TENSORS, tensors), (LORA, lora)):
+            if name == TENSORS or group:
+                stored = {key: tensor.detach().cpu().contiguous() for key, tensor in (group or {}).items()}
+                save_file(stored, fresh / name)
         text = json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False) + "\n"
         (fresh / CONFIG).write_text(text, encoding="utf-8")
         for path in fresh.iterdir():
@@ -131,8 +147,8 @@ def load_config(folder: Path) -> AdapterConfig:
         raise AdapterError(f"{path} cannot be used: {error}") from error
 
 
-def load_tensors(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Read excitor.safetensors and check it against the tensors of a freshly built model.
+def load_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Read a safetensors file of an adapter folder and check it against the tensors of a freshly built model.
 
     Raises:
         AdapterError: damaged, or names or shapes that differ from `expected`.
@@ -140,9 +156,12 @@ def load_tensors(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tens
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = folder / TENSORS
+    if path.name == LORA and not expected:
+        if path.exists():
+            raise AdapterError(f"{path} is there, but {CONFIG} names no LoRA: copy the adapter again.")
+        return {}
     if not path.is_file():
-        raise AdapterError(f"{folder} holds no {TENSORS}: the adapter is incomplete, copy it again.")
+        raise AdapterError(f"{path.parent} holds no {path.name}: the adapter is incomplete, copy it again.")
     try:
         tensors = load_file(path)
     except (SafetensorError, ValueError, OSError) as error:

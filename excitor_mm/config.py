@@ -46,7 +46,7 @@ class ExcitorConfig:
     """The trainable blocks."""
 
     layers: int | None = None
-    """Number of topmost layers with an Excitor; null: all but the lowest two."""
+    """Number of topmost layers with an Excitor; null: all but the lowest two. 0, for LoRA alone: none."""
     prompts: int = 30
     """K, learnable prompts per layer."""
     rank: int = 16
@@ -57,6 +57,22 @@ class ExcitorConfig:
     """First value of the gates, one per key head. 0 starts exactly at the base model, and learns to see last."""
     prompt_std: float = 1.0
     """Standard deviation of the first learnable prompts."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """LoRA in the language model, beside the Excitor or instead of it; it gives up that values are never altered."""
+
+    rank: int = 0
+    """0: no LoRA."""
+    alpha: int = 16
+    """The change of a weight is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Of LoRA's input, in training."""
+    targets: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+    """Which linears of every layer: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj."""
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """Other ranks by name or regular expression, as in PEFT, e.g. {v_proj: 4}."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +180,7 @@ class RunConfig:
     language: LanguageConfig = field(default_factory=LanguageConfig)
     vision: list[EncoderConfig] = field(default_factory=lambda: [EncoderConfig()])
     excitor: ExcitorConfig = field(default_factory=ExcitorConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from excitor_mm.adapter import TENSORS, load_config
+from excitor_mm.adapter import LORA, TENSORS, load_config
 from excitor_mm.errors import AdapterError
 
 
@@ -17,21 +17,25 @@ def describe(folder: Path) -> str:
     from safetensors import SafetensorError, safe_open
 
     config = load_config(folder)
-    path = folder / TENSORS
-    try:
-        with safe_open(path, "pt") as file:
-            names = list(file.keys())
-            count = sum(file.get_tensor(name).numel() for name in names)
-            gates = {name.split(".")[1]: file.get_tensor(name).tolist() for name in names if name.endswith(".gate")}
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(f"{path} is damaged ({error}): copy the adapter again.") from error
+    lora = config.lora
+    count, size, gates = 0, 0, {}
+    for path in [folder / TENSORS, *([folder / LORA] if lora.rank else [])]:
+        try:
+            with safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no iterator
+        except (SafetensorError, OSError) as error:
+            raise AdapterError(f"{path} is damaged ({error}): copy the adapter again.") from error
+        count += sum(tensor.numel() for tensor in tensors.values())
+        size += path.stat().st_size
+        gates |= {name.split(".")[1]: tensor.tolist() for name, tensor in tensors.items() if name.endswith(".gate")}
     lines = [
         f"adapter          {folder} (format {config.format_version})",
         f"language model   {config.language.path}, fingerprint {config.language_fingerprint}",
         *(f"encoder          {e.library} {e.model}, weights {e.weights}" for e in config.vision),
         f"                 fingerprint {config.vision_fingerprint}",
-        f"trainables       {count:,} in {path.stat().st_size / 2**20:.1f} MiB",
+        f"trainables       {count:,} in {size / 2**20:.1f} MiB",
         f"prompt           {config.template!r} with {len(config.palette)} palette words",
+        *([f"LoRA             rank {lora.rank}, alpha {lora.alpha}, {' '.join(lora.targets)}"] if lora.rank else []),
         *(f"{key:<16} {value}" for key, value in config.training.items()),
         "gates by layer, one per key head:",
     ]

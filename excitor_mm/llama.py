@@ -138,10 +138,10 @@ class ExcitorLlamaForCausalLM(LlamaForCausalLM):
         """
         layers = self.model.layers
         count = config.layers if config.layers is not None else max(1, len(layers) - 2)
-        if not 1 <= count <= len(layers):
+        if not 0 <= count <= len(layers):
             raise ConfigError(
                 f"excitor.layers is {count}, but the language model has {len(layers)} layers: "
-                f"choose 1 to {len(layers)}."
+                f"choose 1 to {len(layers)}, or 0 for LoRA alone."
             )
         key_heads = self.config.num_key_value_heads or self.config.num_attention_heads
         self.requires_grad_(False)

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from excitor_mm import adapter
 from excitor_mm.adapter import AdapterConfig
-from excitor_mm.config import DecodingConfig, EncoderConfig, ExcitorConfig, LanguageConfig, from_dict
+from excitor_mm.config import DecodingConfig, EncoderConfig, ExcitorConfig, LanguageConfig, LoraConfig, from_dict
 from excitor_mm.data.pipeline import IGNORE
+from excitor_mm.errors import AdapterError, ConfigError
 from excitor_mm.language import choose_device, load_language
 from excitor_mm.llama import ExcitorLlamaForCausalLM
+from excitor_mm.lora import add_lora, lora_tensors
 from excitor_mm.processor import ImageLike, Processor
 from excitor_mm.prompts import fill_template
 from excitor_mm.switches import switched_off
@@ -51,11 +53,23 @@ class ExcitorModel(nn.Module):
         return self.language.device
 
     def base_model(self) -> AbstractContextManager[None]:
-        """`with model.base_model(): ...` is the untouched language model bit for bit, in this thread alone."""
+        """`with model.base_model(): ...` is the untouched language model bit for bit, in this thread alone.
+
+        Raises:
+            ConfigError: LoRA was merged into its weights.
+        """
+        if self._lora_is_merged():
+            raise ConfigError("LoRA is merged into the base weights: load the adapter again for the base model.")
         return switched_off("excitor", "lora")
 
+    def _lora_is_merged(self) -> bool:
+        return self.config.lora.rank > 0 and not lora_tensors(self.language)
+
     def trainables(self) -> dict[str, nn.Parameter]:
-        """The trainable tensors by their name in the adapter, e.g. `layers.2.gate`."""
+        """The trainable tensors by their name in the adapter: `layers.2.gate`, and PEFT's names for LoRA's."""
+        return {**self._excitor_tensors(), **lora_tensors(self.language)}
+
+    def _excitor_tensors(self) -> dict[str, nn.Parameter]:
         return {
             f"layers.{index}.{name}": parameter
             for index, excitor in self.language.excitors().items()
@@ -75,6 +89,8 @@ class ExcitorModel(nn.Module):
             float[B, L, 2, N, R] and bool[B, N]; both None when no sample has an image.
         """
         if image_mask is not None and not image_mask.any():
+            return None, None
+        if not self.language.excitors():  # LoRA alone reads no picture
             return None, None
         tokens = self.tower([pixels.to(self.device) for pixels in pixel_values])
         visual = self.language.project_visual(tokens)
@@ -162,9 +178,15 @@ class ExcitorModel(nn.Module):
         return captions if isinstance(images, (list, tuple)) else captions[0]
 
     def save_pretrained(self, folder: str | Path, training: dict[str, str] | None = None) -> None:
-        """Write the adapter folder; `training` is free text for people."""
+        """Write the adapter folder; `training` is free text for people.
+
+        Raises:
+            AdapterError: LoRA was merged into the base weights, which an adapter does not hold.
+        """
+        if self._lora_is_merged():
+            raise AdapterError("LoRA is merged into the base weights: an adapter is saved before merging.")
         config = dataclasses.replace(self.config, training=training or self.config.training)
-        adapter.save_adapter(Path(folder), config, self.trainables())
+        adapter.save_adapter(Path(folder), config, self._excitor_tensors(), lora_tensors(self.language))
 
     @classmethod
     def from_pretrained(
@@ -190,16 +212,19 @@ class ExcitorModel(nn.Module):
             dtype = "float32" if place.type == "cpu" else config.language.dtype
         changes = {"path": language or config.language.path, "dtype": dtype}
         parts = from_dict(LanguageConfig, {**dataclasses.asdict(config.language), **changes})
-        model = build_model(parts, config.vision, config.excitor, config.template, config.palette, config.decoding)
+        model = build_model(
+            parts, config.vision, config.excitor, config.template, config.palette, config.decoding, config.lora
+        )
         for what, name, got, expected in (
             ("language model", parts.path, model.config.language_fingerprint, config.language_fingerprint),
             ("encoder", _names(config.vision), model.config.vision_fingerprint, config.vision_fingerprint),
         ):
             adapter.check_fingerprint(what, name, got, expected)
-        trainables = model.trainables()
+        files = {adapter.TENSORS: model._excitor_tensors(), adapter.LORA: lora_tensors(model.language)}
         with torch.no_grad():
-            for name, tensor in adapter.load_tensors(Path(folder), trainables).items():
-                trainables[name].copy_(tensor)
+            for file, trainables in files.items():
+                for name, tensor in adapter.load_tensors(Path(folder) / file, trainables).items():
+                    trainables[name].copy_(tensor)
         model.config = config
         return model.eval().to(place)
 
@@ -211,8 +236,9 @@ def build_model(
     template: str,
     palette: list[str],
     decoding: DecodingConfig,
+    lora: LoraConfig,
 ) -> ExcitorModel:
-    """Load the frozen parts and put fresh Excitor blocks in.
+    """Load the frozen parts and put fresh Excitor blocks, and LoRA where it is asked for, in.
 
     Raises:
         ConfigError: a part that cannot be built, or a language model that is not a LLaMA.
@@ -223,7 +249,13 @@ def build_model(
     llama_print = adapter.fingerprint(
         (name, p) for name, p in llama.named_parameters() if "norm" in name or "embed_tokens" in name
     )  # these are never quantised
-    llama.add_excitors(excitor, tower.width)
+    if excitor.layers == 0 and lora.rank == 0:
+        raise ConfigError("excitor.layers and lora.rank are both 0, so nothing would train: raise one of them.")
+    if lora.rank:
+        add_lora(llama, lora)
+    llama.add_excitors(excitor, tower.width or None)
+    for parameter in lora_tensors(llama).values():
+        parameter.requires_grad_(True)  # add_excitors froze all that was there
     config = AdapterConfig(
         language=language,
         language_fingerprint=llama_print,
@@ -233,6 +265,7 @@ def build_model(
         template=template,
         palette=list(palette),
         decoding=decoding,
+        lora=lora,
     )
     return ExcitorModel(tower, llama, tokenizer, config)
 

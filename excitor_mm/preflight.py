@@ -63,7 +63,8 @@ def memory_estimate(model: ExcitorModel, batch: int, length: int) -> float:
     trainable = sum(p.numel() for p in model.trainables().values())
     config = model.language.config
     bytes_per_value = torch.finfo(model.language.dtype).bits // 8
-    kept = 17 * bytes_per_value * config.hidden_size * batch * length * len(model.language.excitors())
+    layers = config.num_hidden_layers if model.config.lora.rank else len(model.language.excitors())
+    kept = 17 * bytes_per_value * config.hidden_size * batch * length * layers
     return weights + 12 * trainable + kept
 
 

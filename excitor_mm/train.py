@@ -32,6 +32,7 @@ from excitor_mm.data.shards import list_shards, read_shard
 from excitor_mm.data.stream import TrainingStream, read_stream
 from excitor_mm.errors import ConfigError, DataError
 from excitor_mm.language import choose_device
+from excitor_mm.lora import lora_dropout
 from excitor_mm.metrics.java import find_java
 from excitor_mm.model import ExcitorModel, build_model
 from excitor_mm.prompts import PALETTE, TEMPLATES, choose_palette
@@ -116,7 +117,13 @@ def build_for_training(config: RunConfig) -> ExcitorModel:
         captions = training_captions(config)
         palette = choose_palette(captions, config.prompt.palette_size, config.prompt.palette_choice)
     model = build_model(
-        config.language, config.vision, config.excitor, config.prompt.template, list(palette), config.decoding
+        config.language,
+        config.vision,
+        config.excitor,
+        config.prompt.template,
+        list(palette),
+        config.decoding,
+        config.lora,
     )
     model.eval()  # frozen parts never train; the Excitor blocks have no dropout
     if config.train.gradient_checkpointing:
@@ -188,7 +195,7 @@ def train_step(
     summed = torch.zeros((), device=accelerator.device)
     for number, batch in enumerate(window):
         final = number == len(window) - 1
-        with contextlib.nullcontext() if final else accelerator.no_sync(wrapped):
+        with lora_dropout(wrapped), contextlib.nullcontext() if final else accelerator.no_sync(wrapped):
             loss, _ = wrapped(**batch.inputs, label_smoothing=config.train.label_smoothing)
             # DDP averages gradients over ranks; the sum is what is wanted.
             accelerator.backward(loss * accelerator.num_processes / total)

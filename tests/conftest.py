@@ -20,6 +20,7 @@ from excitor_mm.config import (
     EncoderConfig,
     ExcitorConfig,
     LanguageConfig,
+    LoraConfig,
     PromptConfig,
     RunConfig,
     TrainConfig,
@@ -131,6 +132,7 @@ def tiny_adapter(language_folder: Path, encoder_file: Path, tmp_path_factory: py
         "A picture:",
         [],
         DecodingConfig(beams=1, max_new_tokens=12),
+        LoraConfig(),
     )
     folder = tmp_path_factory.mktemp("adapters") / "tiny"
     model.save_pretrained(folder)

@@ -13,7 +13,7 @@ ROWS = [
     {"console", "config", "prompts", "files"},
     {"defaults", "excitor", "switches", "metrics", "data"},
     {"vision", "llama", "adapter", "references", "pictures", "caption_files"},
-    {"processor", "language"},
+    {"processor", "language", "lora"},
     {"model", "heatmap"},
     {"generate", "explain", "predict", "evaluate", "submit", "validate", "report", "describe", "checkpoint"},
     {"train"},
