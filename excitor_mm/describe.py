@@ -18,7 +18,8 @@ def describe(folder: Path) -> str:
 
     config = load_config(folder)
     lora = config.lora
-    count, size, gates = 0, 0, {}
+    count, size = 0, 0
+    gates: dict[str, list[float]] = {}
     for path in [folder / TENSORS, *([folder / LORA] if lora.rank else [])]:
         try:
             with safe_open(path, "pt") as file:
