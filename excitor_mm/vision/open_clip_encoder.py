@@ -34,6 +34,7 @@ class OpenClipEncoder(Encoder):
             indices=self.layers,
             normalize_intermediates=True,
             intermediates_only=True,
+            stop_early=True,
             output_fmt="NCHW",
             output_extra_tokens=True,
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -29,11 +30,13 @@ class TimmEncoder(Encoder):
         self.is_cnn = not hasattr(net, "blocks") or not hasattr(net, "patch_embed")
         if self.is_cnn and layers is not None:
             raise ConfigError("vision.layers is for ViTs; a CNN gives its last feature map: set it to null.")
+        if self.is_cnn:
+            self.net.to(memory_format=torch.channels_last)  # nearly twice as fast; the same but for rounding
 
     def parts(self, pixels: Tensor) -> list[Tensor]:
         """See `Encoder.parts`."""
         if self.is_cnn:
-            cells = self.net.forward_features(pixels)
+            cells = self.net.forward_features(pixels.contiguous(memory_format=torch.channels_last))
             return [cells, cells.flatten(2).transpose(1, 2).mean(dim=1)[:, :, None]]
         outputs = self.net.forward_intermediates(
             pixels,
@@ -42,6 +45,7 @@ class TimmEncoder(Encoder):
             output_fmt="NCHW",
             return_prefix_tokens=True,
             intermediates_only=True,
+            stop_early=True,
         )
         parts = []
         for output in outputs:

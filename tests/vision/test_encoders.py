@@ -137,3 +137,15 @@ def test_unknown_models_and_misfit_files_are_a_sentence(tmp_path: Path, monkeypa
     monkeypatch.setenv("EXCITOR_MM_CACHE", str(tmp_path))
     with pytest.raises(DependencyError, match="fetch-defaults"):
         load_tower([EncoderConfig()])
+
+
+def test_blocks_above_the_last_wanted_layer_do_not_run() -> None:
+    encoder = load_tower([EncoderConfig("timm", "test_vit", None, [-2])]).encoders[0]
+    net, pixels = encoder.net, torch.randn(2, 3, 160, 160)
+    chosen = {"indices": [len(net.blocks) - 2], "norm": True, "intermediates_only": True, "output_fmt": "NCHW"}
+    (whole,) = net.forward_intermediates(pixels, **chosen)
+    ran = []
+    for number, block in enumerate(net.blocks):
+        block.register_forward_hook(lambda *_, number=number: ran.append(number))
+    assert torch.equal(encoder.parts(pixels)[-1], whole)
+    assert ran == list(range(len(net.blocks) - 1))
