@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import torch
@@ -14,28 +15,52 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from excitor_mm.config import RunConfig
-from excitor_mm.errors import ConfigError
+from excitor_mm.errors import ConfigError, DataError
 from excitor_mm.model import ExcitorModel
 
 CHECKPOINT = "checkpoint.pt"
+CONFIG = "config.yaml"
 
 
-def claim_folder(output: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:
-    """Make the run folder, or refuse one that is in use."""
-    text = yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(config))), sort_keys=False)
-    path = output / "config.yaml"
+def check_folder(output: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:
+    """Refuse a run folder that is in use, cannot be written, or holds something else than the run it should."""
+    parent = next(folder for folder in (output, *output.parents) if folder.exists())
+    if not parent.is_dir():
+        raise ConfigError(f"train.output is {output}, but {parent} is a file: choose a folder.")
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise DataError(f"{parent} cannot be written ({error.strerror}): change train.output.") from error
     if resume:
         if not (output / CHECKPOINT).exists():
             raise ConfigError(f"{output} has no {CHECKPOINT} to resume from: start it without --resume.")
-        if path.read_text(encoding="utf-8") != text:
-            raise ConfigError(f"The configuration differs from {path}: resume with the same one, or start a new run.")
-        return
-    if output.exists() and any(output.iterdir()):
+        if (output / CONFIG).read_text(encoding="utf-8") != _as_yaml(config):
+            raise ConfigError(
+                f"The configuration differs from {output / CONFIG}: resume with the same one, or start a new run."
+            )
+    elif output.exists() and any(output.iterdir()):
         if not overwrite:
             raise ConfigError(f"{output} holds a run already: add --resume or --overwrite, or change train.output.")
+        if not (output / CONFIG).exists():
+            raise ConfigError(
+                f"{output} has no {CONFIG}, so it is no run, and --overwrite would delete it: change train.output."
+            )
+
+
+def claim_folder(output: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:
+    """Make the run folder, after `check_folder`; with `overwrite` an older run is deleted."""
+    check_folder(output, config, resume, overwrite)
+    if resume:
+        return
+    if output.exists():
         shutil.rmtree(output)
-    output.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    output.mkdir(parents=True)
+    (output / CONFIG).write_text(_as_yaml(config), encoding="utf-8")
+
+
+def _as_yaml(config: RunConfig) -> str:
+    return yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(config))), sort_keys=False)
 
 
 class RunState:

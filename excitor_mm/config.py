@@ -1,7 +1,7 @@
 """The configuration of a whole run, as frozen dataclasses; the YAML files in configs/ spell it out.
 
 No torch import here, so that `--help` is instant. Values are checked where they are used; what only this
-file can see (choices, types, unknown keys) is checked by jsonargparse while parsing.
+file can see (choices, types, ranges, unknown keys) is checked by jsonargparse while parsing.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from excitor_mm.errors import ConfigError
+from excitor_mm.ranges import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,17 @@ class EncoderConfig:
 class ExcitorConfig:
     """The trainable blocks."""
 
-    layers: int | None = None
+    layers: NonNegativeInt | None = None
     """Number of topmost layers with an Excitor; null: all but the lowest two. 0, for LoRA alone: none."""
-    prompts: int = 30
+    prompts: PositiveInt = 30
     """K, learnable prompts per layer."""
-    rank: int = 16
+    rank: PositiveInt = 16
     """r, rank of the query projection."""
-    visual_rank: int | None = 16
+    visual_rank: PositiveInt | None = 16
     """R, rank of the visual projections; null for full matrices."""
     gate_start: float = 0.5
     """First value of the gates, one per key head. 0 starts exactly at the base model, and learns to see last."""
-    prompt_std: float = 1.0
+    prompt_std: NonNegativeFloat = 1.0
     """Standard deviation of the first learnable prompts."""
 
 
@@ -81,7 +82,7 @@ class PromptConfig:
 
     template: str = "{palette}\nCaption:"
     """A text, or the name of one in prompts.py; `{palette}` is filled with words of the training captions."""
-    palette_size: int = 45
+    palette_size: NonNegativeInt = 45
     """Number of palette words; used only if the template holds `{palette}`."""
     palette_choice: Literal["frequent", "spread"] = "frequent"
     """The most frequent content words, or words drawn evenly over the frequency list."""
@@ -95,18 +96,23 @@ class DataConfig:
     """Training shards: a folder, a brace list, or a URL."""
     validation: str | None = None
     """Validation shards; null: no validation, the last adapter counts as the best."""
-    workers: int = 2
+    workers: NonNegativeInt = 2
     """Processes that read and decode, per rank."""
-    shuffle_buffer: int = 1000
+    shuffle_buffer: NonNegativeInt = 1000
     """Samples held (undecoded) for shuffling, per worker."""
-    max_bad_fraction: float = 0.01
+    max_bad_fraction: ClosedUnitInterval = 0.01
     """Stop when more than this share of the samples cannot be used."""
-    crop_scale: tuple[float, float] = (0.9, 1.0)
+    crop_scale: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.9, 1.0)
     """Range of the area kept by the random resized crop in training."""
-    flip: float = 0.0
+    flip: ClosedUnitInterval = 0.0
     """Probability of a horizontal flip in training; keep 0 where captions say left and right."""
-    max_pixels: int = 100_000_000
+    max_pixels: PositiveInt = 100_000_000
     """Larger images are refused before decoding."""
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        if not 0 < low <= high:
+            raise ConfigError(f"data.crop_scale is {[low, high]}, expected two rising shares of the area above 0.")
 
 
 @dataclass(frozen=True)
@@ -114,36 +120,36 @@ class TrainConfig:
     """The optimisation."""
 
     output: str = "runs/train"
-    """Run folder: best/, last/, metrics.jsonl, config.yaml, checkpoint/."""
-    steps: int = 1000
+    """Run folder: best/, last/, metrics.jsonl, config.yaml, checkpoint.pt."""
+    steps: PositiveInt = 1000
     """Optimizer steps."""
-    batch_size: int = 32
+    batch_size: PositiveInt = 32
     """Images a step over all ranks and accumulation."""
-    accumulation: int = 1
+    accumulation: PositiveInt = 1
     """Forward passes that share a step, per rank."""
-    learning_rate: float = 4e-3
+    learning_rate: NonNegativeFloat = 4e-3
     """Peak rate of AdamW (betas 0.9, 0.95)."""
-    gate_learning_rate: float | None = None
+    gate_learning_rate: NonNegativeFloat | None = None
     """Peak rate of the gates; null: the same."""
-    weight_decay: float = 0.02
+    weight_decay: NonNegativeFloat = 0.02
     """Not applied to the gates."""
-    warmup_steps: int = 20
+    warmup_steps: NonNegativeInt = 20
     """Linear warm-up, then half a cosine to zero."""
-    clip: float = 1.0
+    clip: PositiveFloat = 1.0
     """Largest global gradient norm."""
-    label_smoothing: float = 0.0
+    label_smoothing: ClosedUnitInterval = 0.0
     """Probability mass spread over the vocabulary in the training loss."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
     seed: int = 0
     """Of the first weights, the order of samples, crops and captions."""
-    validate_every: int = 100
+    validate_every: PositiveInt = 100
     """Steps between two validations (loss and CIDEr)."""
-    patience: int | None = None
+    patience: PositiveInt | None = None
     """Stop after this many validations without a better CIDEr; null: never."""
-    save_every: int = 100
+    save_every: PositiveInt = 100
     """Steps between two checkpoints to resume from."""
-    log_every: int = 10
+    log_every: PositiveInt = 10
     """Steps between two lines of metrics.jsonl."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one."""
@@ -155,22 +161,28 @@ class TrainConfig:
 class DecodingConfig:
     """How text is generated; stored in the adapter, may be overridden on the command line."""
 
-    beams: int = 3
+    beams: PositiveInt = 3
     """1: greedy, or sampling."""
-    max_new_tokens: int = 30
+    max_new_tokens: PositiveInt = 30
     """Longest answer in tokens; the image and the prompt do not count."""
-    min_new_tokens: int = 0
+    min_new_tokens: NonNegativeInt = 0
     """Shortest answer in tokens."""
     sample: bool = False
     """Draw tokens instead of taking the likeliest."""
-    temperature: float = 1.0
+    temperature: PositiveFloat = 1.0
     """Of sampling."""
-    top_p: float = 1.0
+    top_p: ClosedUnitInterval = 1.0
     """Nucleus of sampling."""
     length_penalty: float = 1.0
     """Of beam search: above 0 favours longer answers."""
-    repetition_penalty: float = 1.0
+    repetition_penalty: PositiveFloat = 1.0
     """Above 1 discourages words already written, those of the prompt included."""
+
+    def __post_init__(self) -> None:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ConfigError(
+                f"min_new_tokens is {self.min_new_tokens}, more than max_new_tokens, {self.max_new_tokens}."
+            )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
@@ -28,15 +28,26 @@ class Command(NamedTuple):
 class _Parser(ArgumentParser):
     """Unknown keys are answered with the nearest known one."""
 
+    known: Sequence[str] = ()
+    """Keys and options to choose the nearest from."""
+
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Print one sentence and exit with status 2."""
-        unknown = re.search(r"(?:does not accept option|[Uu]nrecognized arguments:?) '?(?:--)?([\w.]+)", str(message))
-        hint = ""
-        if unknown:
-            near = difflib.get_close_matches(unknown.group(1), config_keys(RunConfig), n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-        log(f"excitor-mm: {' '.join(str(message).split())}{hint}")
+        text = " ".join(str(message).split())
+        text = re.sub(OPTIONAL_VALUE, r"\1; got ", text)
+        if unknown := re.search(UNKNOWN, text):
+            near = difflib.get_close_matches(unknown[1], self.known, n=1)
+            text += f". Did you mean {near[0]}?" if near else ""
+        log(f"excitor-mm: {text}")
         raise SystemExit(2)
+
+
+UNKNOWN = r"(?:does not accept option|[Uu]nrecognized arguments:?) '?(?:--)?([\w.-]+)"
+OPTIONAL_VALUE = (
+    r"Does not validate against any of the Union subtypes .*? Errors: - (.+?) - Expected a <class 'NoneType'> .*"
+    "Given value: "
+)
+"""jsonargparse's words for a value that may be left out and is not as it should be."""
 
 
 def config_keys(cls: type, prefix: str = "") -> list[str]:
@@ -62,6 +73,7 @@ GROUPS = {
 def build_parser(commands: Iterable[Command]) -> ArgumentParser:
     """The parser of all commands."""
     parser = _Parser(prog="excitor-mm", description="Image captioning with LLaMA-Excitor.")
+    known = config_keys(RunConfig)
     groups = {"": parser.add_subcommands()}
     for command in commands:
         group, _, name = command.name.rpartition(" ")
@@ -71,5 +83,7 @@ def build_parser(commands: Iterable[Command]) -> ArgumentParser:
             groups[group] = holder.add_subcommands()
         sub = _Parser(description=command.help)
         command.options(sub)
+        sub.known = parser.known = known
+        known += [option.lstrip("-") for action in sub._actions for option in action.option_strings]
         groups[group].add_subcommand(name, sub, help=command.help)
     return parser

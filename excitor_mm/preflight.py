@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import torch
 
+from excitor_mm.checkpoint import check_folder
 from excitor_mm.config import RunConfig
 from excitor_mm.data.shards import expected_samples, list_shards
 from excitor_mm.data.stream import reader_slice
-from excitor_mm.errors import ConfigError, DataError
-from excitor_mm.metrics.java import find_java
 from excitor_mm.model import ExcitorModel
 from excitor_mm.prompts import prompt_ids
-from excitor_mm.train import build_for_training
+from excitor_mm.train import build_for_training, check_run
 
 
-def preflight(config: RunConfig) -> str:
-    """Check Java, shards, frozen parts and write access; describe the plan.
+def preflight(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> str:
+    """Check Java, shards, frozen parts and the run folder; describe the plan.
 
     Returns:
         A few lines for the terminal.
@@ -27,11 +25,9 @@ def preflight(config: RunConfig) -> str:
         ConfigError, DataError, DependencyError: what the run itself would have died of.
     """
     settings, data = config.train, config.data
+    check_run(config)
+    check_folder(Path(settings.output), config, resume, overwrite)
     shards = list_shards(data.train)
-    if data.validation:
-        list_shards(data.validation)
-        find_java()
-    _writable(Path(settings.output))
     model = build_for_training(config)
     samples = expected_samples(data.train)
     steps = f"{samples / settings.batch_size:.1f}" if samples else "unknown (no index.json)"
@@ -66,14 +62,3 @@ def memory_estimate(model: ExcitorModel, batch: int, length: int) -> float:
     layers = config.num_hidden_layers if model.config.lora.rank else len(model.language.excitors())
     kept = 17 * bytes_per_value * config.hidden_size * batch * length * layers
     return weights + 12 * trainable + kept
-
-
-def _writable(output: Path) -> None:
-    parent = next(folder for folder in (output, *output.parents) if folder.exists())
-    if not parent.is_dir():
-        raise ConfigError(f"train.output is {output}, but {parent} is a file: choose a folder.")
-    try:
-        with tempfile.TemporaryFile(dir=parent):
-            pass
-    except OSError as error:
-        raise DataError(f"{parent} cannot be written ({error.strerror}): change train.output.") from error

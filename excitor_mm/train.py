@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import json
 import math
 import time
@@ -24,18 +25,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from excitor_mm.checkpoint import RunState, claim_folder
+from excitor_mm.checkpoint import RunState, check_folder, claim_folder
 from excitor_mm.config import RunConfig
 from excitor_mm.console import Progress, log
 from excitor_mm.data.pipeline import IGNORE, Batch, ExampleMaker, collate
 from excitor_mm.data.shards import list_shards, read_shard
 from excitor_mm.data.stream import TrainingStream, read_stream
-from excitor_mm.errors import ConfigError, DataError
+from excitor_mm.errors import ConfigError, DataError, DependencyError
 from excitor_mm.language import choose_device
 from excitor_mm.lora import lora_dropout
 from excitor_mm.metrics.java import find_java
 from excitor_mm.model import ExcitorModel, build_model
-from excitor_mm.prompts import PALETTE, TEMPLATES, choose_palette
+from excitor_mm.prompts import PALETTE, TEMPLATES, answer_ids, choose_palette
 from excitor_mm.validate import validate
 
 
@@ -56,9 +57,13 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
     settings = config.train
     output = Path(settings.output)
     accelerator = Accelerator(
-        cpu=choose_device(settings.device).type == "cpu", log_with=list(settings.trackers) or None
+        cpu=choose_device(settings.device).type == "cpu",
+        log_with=list(settings.trackers) or None,
+        project_dir=output,
     )
-    _check(config, accelerator)
+    check_run(config, accelerator.num_processes)
+    if accelerator.is_main_process:
+        check_folder(output, config, resume, overwrite)
     torch.manual_seed(settings.seed)
     model = build_for_training(config).to(accelerator.device)
     if accelerator.is_main_process:  # last of all that can fail, because it may delete an older run
@@ -125,6 +130,7 @@ def build_for_training(config: RunConfig) -> ExcitorModel:
         config.decoding,
         config.lora,
     )
+    answer_ids(model.processor.tokenizer, model.processor.prompt, "a word")  # refuses an unusable prompt
     model.eval()  # frozen parts never train; the Excitor blocks have no dropout
     if config.train.gradient_checkpointing:
         model.language.train()
@@ -238,9 +244,19 @@ def _batches(config: RunConfig, model: ExcitorModel, accelerator: Accelerator, s
         yield item.batch
 
 
-def _check(config: RunConfig, accelerator: Accelerator) -> None:
-    """Fail on what would fail later: batch size, shards, Java."""
-    shares = accelerator.num_processes * config.train.accumulation
+def check_run(config: RunConfig, processes: int = 1) -> None:
+    """Fail on what would fail later: device, trackers, batch size, shards, Java.
+
+    Raises:
+        ConfigError, DataError, DependencyError: a sentence for each.
+    """
+    choose_device(config.train.device)
+    for name in config.train.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise DependencyError(
+                f"train.trackers names {name}, which is not installed: `pip install 'excitor-mm[{name}]'`."
+            )
+    shares = processes * config.train.accumulation
     if config.train.batch_size % shares:
         raise ConfigError(
             f"train.batch_size is {config.train.batch_size}, which {shares} (ranks x accumulation) does not divide: "

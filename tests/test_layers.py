@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ROWS = [
-    {"errors"},
+    {"errors", "ranges"},
     {"console", "config", "prompts", "files"},
     {"defaults", "excitor", "switches", "metrics", "data"},
     {"vision", "llama", "adapter", "references", "pictures", "caption_files"},

@@ -9,6 +9,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from excitor_mm.options import Command
+from excitor_mm.ranges import NonNegativeInt, PositiveInt
 
 
 def _no_options(parser: ArgumentParser) -> None:
@@ -38,10 +39,12 @@ def _pack_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for the shards")
     parser.add_argument("--name", type=str, default="coco", help="shards are called NAME-000000.tar")
-    parser.add_argument("--samples-per-shard", type=int, default=1000, help="images in a shard")
-    parser.add_argument("--max-size", type=int | None, default=None, help="re-encode to this shorter side in pixels")
+    parser.add_argument("--samples-per-shard", type=PositiveInt, default=1000, help="images in a shard")
+    parser.add_argument(
+        "--max-size", type=PositiveInt | None, default=None, help="re-encode to this shorter side in pixels"
+    )
     parser.add_argument("--allow-missing", action="store_true", help="finish although images cannot be used")
-    parser.add_argument("--workers", type=int | None, default=None, help="processes; all cores unless given")
+    parser.add_argument("--workers", type=PositiveInt | None, default=None, help="processes; all cores unless given")
 
 
 def _pack(options: Namespace) -> int:
@@ -63,9 +66,9 @@ def _pack(options: Namespace) -> int:
 
 def _check_options(parser: ArgumentParser) -> None:
     parser.add_argument("shards", type=str, help="folder, tar files as a brace list, or URL")
-    parser.add_argument("--ranks", type=int, default=1, help="processes of the planned training")
-    parser.add_argument("--workers", type=int, default=2, help="decoding processes per rank")
-    parser.add_argument("--batch-size", type=int, default=32, help="images a step and rank")
+    parser.add_argument("--ranks", type=PositiveInt, default=1, help="processes of the planned training")
+    parser.add_argument("--workers", type=NonNegativeInt, default=2, help="decoding processes per rank")
+    parser.add_argument("--batch-size", type=PositiveInt, default=32, help="images a step and rank")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 

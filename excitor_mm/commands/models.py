@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
 from excitor_mm.config import DecodingConfig, RunConfig
 from excitor_mm.errors import ConfigError
 from excitor_mm.options import Command
+from excitor_mm.ranges import NonNegativeInt, PositiveInt
 
 
 def _train_options(parser: ArgumentParser) -> None:
@@ -27,7 +28,7 @@ def _train(options: Namespace) -> int:
     if options.dry_run:
         from excitor_mm.preflight import preflight
 
-        print(preflight(config))
+        print(preflight(config, resume=options.resume, overwrite=options.overwrite))
         return 0
     from excitor_mm.train import train
 
@@ -49,9 +50,11 @@ def generation_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--adapter", type=Path | None, default=None, help="adapter folder; the shipped one unless given"
     )
-    parser.add_argument("--batch-size", type=int, default=8, help="images at a time")
+    parser.add_argument("--batch-size", type=PositiveInt, default=8, help="images at a time")
     parser.add_argument("--prompt", type=str | None, default=None, help="text before the answer")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda")
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU where there is one"
+    )
     parser.add_argument(
         "--dtype",
         choices=["auto", "float32", "bfloat16", "float16"],
@@ -59,9 +62,8 @@ def generation_options(parser: ArgumentParser) -> None:
         help="precision of the language model; auto: float32 on a CPU, so that batches change no caption",
     )
     parser.add_argument("--language", type=str | None, default=None, help="another place of the same language model")
-    for item in dataclasses.fields(DecodingConfig):
-        kind = type(item.default)
-        name = "--" + item.name.replace("_", "-")
+    for key, kind in get_type_hints(DecodingConfig).items():
+        name = "--" + key.replace("_", "-")
         if kind is bool:
             parser.add_argument(
                 name, action="store_true", default=None, help="draw tokens instead of taking the likeliest"
@@ -95,7 +97,7 @@ def shipped_adapter() -> Path:
 def predict_options(parser: ArgumentParser) -> None:
     """Which shards, and how many processes read them."""
     parser.add_argument("--shards", type=str, required=True, help="folder, brace list or URL")
-    parser.add_argument("--workers", type=int, default=2, help="decoding processes")
+    parser.add_argument("--workers", type=NonNegativeInt, default=2, help="decoding processes")
     parser.add_argument("--overwrite", action="store_true", help="start anew")
     generation_options(parser)
 
