@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of stdout has gone
         sys.stderr.close()
         return 1
+    except OSError as error:  # a path that is no path, a full disk, a lost connection
+        log(f"excitor-mm: {error.filename or 'A file'} cannot be used ({error.strerror or error}): check the path, the access and the space.")
+        return 2
 
 
 def run() -> None:

@@ -35,7 +35,7 @@ class Record:
 
 
 def read_records(source: Source) -> tuple[list[Record], dict[str, list[int]]]:
-    """All images of the chosen split, and the ids of those that are named twice or have no captions.
+    """All images of the chosen split, and the ids that cannot be packed: named twice, without captions or unknown.
 
     Raises:
         DataError: a file that is not what it should be, or a split that does not exist.
@@ -43,17 +43,19 @@ def read_records(source: Source) -> tuple[list[Record], dict[str, list[int]]]:
     if source.captions is None and source.karpathy is None:
         raise DataError("Neither --captions nor --karpathy is given: one of them must name the captions.")
     files, captions = _from_coco(source) if source.captions else ({}, {})
+    problems: dict[str, list[int]] = {}
     if source.karpathy:
         chosen, raw = _from_karpathy(source)
         captions = {i: captions.get(i) or raw[i] for i in chosen}
         files = chosen
     elif source.split:
         wanted = _ids_of(source)
+        problems["not in the captions"] = [i for i in wanted if i not in files]
         files = {i: names for i, names in files.items() if i in wanted}
     if not files:
         raise DataError(f"No image is left of {source.captions or source.karpathy}: check --split.")
     questions = _questions(source)
-    problems = {"duplicate": [i for i, names in files.items() if len(names) > 1]}
+    problems["duplicate"] = [i for i, names in files.items() if len(names) > 1]
     wordless = [i for i in files if not captions.get(i) and not questions.get(i)]
     problems["without captions"] = wordless if captions or questions else []  # test2014 has none at all
     unusable = {i for ids in problems.values() for i in ids}

@@ -52,6 +52,7 @@ def check_shards(spec: str, *, ranks: int = 1, workers: int = 1, batch_size: int
     if (Path(spec) / INDEX).is_file():
         indexed = {entry.name: entry for entry in read_index(Path(spec)).shards}
     checked = []
+    seen: set[int | str] = set()
     with Progress("checking", len(paths), "shards") as bar:
         for path in paths:
             records: list[BadRecord] = []
@@ -59,6 +60,9 @@ def check_shards(spec: str, *, ranks: int = 1, workers: int = 1, batch_size: int
             for sample in read_shard(path, records.append):
                 try:
                     load_image(sample.image or b"")
+                    if sample.image_id in seen:
+                        raise BadSample("duplicate image", f"{sample.shard}: image {sample.image_id} came before.")
+                    seen.add(sample.image_id)
                     good += 1
                 except BadSample as error:
                     records.append(BadRecord(sample.shard, sample.key, error.reason))
@@ -71,6 +75,7 @@ def check_shards(spec: str, *, ranks: int = 1, workers: int = 1, batch_size: int
             bar.advance()
     sizes = {path: shard.good for path, shard in zip(paths, checked, strict=True)}
     plan = {}
+    workers = max(1, workers)  # none: each rank reads for itself
     for reader in range(ranks * workers):
         rank, worker = divmod(reader, workers)
         samples = sum(

@@ -7,27 +7,33 @@ number of workers. Images are verified by decoding them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import random
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from excitor_mm.console import Progress
 from excitor_mm.data.annotations import Record, read_records
 from excitor_mm.data.images import BadImage, load_image
-from excitor_mm.data.index import ShardEntry, ShardIndex, write_index, write_shard
+from excitor_mm.data.index import INDEX, ShardEntry, ShardIndex, write_index, write_shard
 from excitor_mm.data.samples import Sample
-from excitor_mm.errors import DataError
+from excitor_mm.errors import ConfigError, DataError
 from excitor_mm.files import write_json
 
 PLAN = ".plan.json"
+LOCK = ".lock"
 PROBLEMS = "problems.json"
+NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class PackReport:
     questions: int
     shards: int
     problems: dict[str, list[int]]
-    """missing, unreadable, duplicate, without captions -> image ids."""
+    """missing, unreadable, duplicate, without captions, not in the captions -> image ids."""
     seconds: float
 
 
@@ -88,15 +94,17 @@ def pack_coco(
         DataError: unusable annotation files, another plan in the folder, or images that cannot be used
             without `allow_missing`; everything usable is packed by then.
     """
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"--name is {name!r}, expected letters, digits, points, hyphens and underscores.")
     started = time.monotonic()
     records, problems = read_records(source)
     records = sorted(records, key=lambda record: record.image_id)
     random.Random(0).shuffle(records)
     groups = [records[i : i + samples_per_shard] for i in range(0, len(records), samples_per_shard)]
     output.mkdir(parents=True, exist_ok=True)
-    _claim(output, records, [name, samples_per_shard, max_size])
     entries: list[ShardEntry] = []
     with (
+        _claimed(output, records, [name, samples_per_shard, max_size]),
         ProcessPoolExecutor(workers or os.cpu_count()) as pool,
         Progress(f"packing {output.name}", total=len(records), unit="images") as bar,
     ):
@@ -136,21 +144,34 @@ def pack_coco(
     facts = {key: str(value) for key, value in asdict(source).items() if value is not None and key == "split"}
     facts |= {key: Path(v).name for key, v in asdict(source).items() if v is not None and key != "split"}
     write_index(output, ShardIndex(name, entries, facts))
-    for path in [output / PLAN, *output.glob(".*.receipt")]:
+    for path in output.glob(".*"):
         path.unlink()
     return report
 
 
+@contextlib.contextmanager
+def _claimed(output: Path, records: Sequence[Record], settings: list) -> Iterator[None]:
+    """Keep other processes out, refuse a folder that holds another plan, note ours, and clear what a kill left."""
+    lock = FileLock(output / LOCK)
+    try:
+        with lock.acquire(timeout=0):
+            _claim(output, records, settings)
+            for path in output.glob(".*.tar-*"):
+                path.unlink()
+            yield
+    except Timeout as error:
+        raise DataError(f"Another process packs into {output}: wait for it, or choose another --output.") from error
+
+
 def _claim(output: Path, records: Sequence[Record], settings: list) -> None:
-    """Refuse a folder that holds another plan, and note ours."""
-    if (output / "index.json").exists():
+    if (output / INDEX).exists():
         raise DataError(f"{output} is already packed: choose another --output or delete it.")
     text = repr([(record.image_id, record.captions, record.questions) for record in records]) + repr(settings)
     plan = {"plan": hashlib.sha256(text.encode()).hexdigest()}
     path = output / PLAN
     if path.exists() and json.loads(path.read_text()) != plan:
         raise DataError(f"{output} holds a half-finished pack of other input: choose another --output or delete it.")
-    if not path.exists() and any(output.iterdir()):
+    if not path.exists() and any(file.name != LOCK for file in output.iterdir()):
         raise DataError(f"{output} is not empty: choose another --output.")
     write_json(path, plan)
 

@@ -45,7 +45,11 @@ def list_shards(spec: str | Sequence[str]) -> tuple[str, ...]:
 
     shards: list[str] = []
     for part in [spec] if isinstance(spec, str) else spec:
-        for name in braceexpand.braceexpand(part):
+        try:
+            names = list(braceexpand.braceexpand(part))
+        except ValueError as error:
+            raise DataError(f"{part!r} is not a brace list ({error}): write x-{{000000..000009}}.tar.") from error
+        for name in names:
             scheme, colon, _ = name.partition(":")
             if colon and "/" not in scheme and not Path(name).exists():
                 if scheme not in URL_SCHEMES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -56,6 +57,32 @@ def test_bytes_captions_and_counts(coco: Source, tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"index.json", *(s.name for s in index.shards)}
 
 
+def test_images_that_a_split_names_and_the_captions_lack_are_listed(coco: Source, tmp_path: Path) -> None:
+    (tmp_path / "ids.json").write_text('{"test": [2, 99, 3]}')
+    source = dataclasses.replace(coco, ids=tmp_path / "ids.json", split="test")
+    with pytest.raises(DataError, match=r"1 not in the captions \[99\]"):
+        pack_coco(source, tmp_path / "out", workers=1)
+    assert pack_coco(source, tmp_path / "out", workers=1, allow_missing=True).problems == {
+        "not in the captions": [99]
+    }
+    assert contents(tmp_path / "out").keys() == {2, 3}
+
+
+def test_two_at_once_do_not_meet(coco: Source, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "excitor_mm", "pack-coco", "--images", str(coco.images)]
+    command += ["--captions", str(coco.captions), "--samples-per-shard", "1", "--workers", "1"]
+    both = [
+        subprocess.Popen([*command, "--output", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    errors = [process.communicate()[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 2], errors
+    assert "Another process packs" in "".join(errors) or "already packed" in "".join(errors)
+    pack_coco(coco, tmp_path / "alone", samples_per_shard=1, workers=1)
+    assert read_index(tmp_path / "out").shards == read_index(tmp_path / "alone").shards
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".tar", ".json"}
+
+
 def test_same_bytes_for_any_number_of_workers(coco: Source, tmp_path: Path) -> None:
     for workers in (1, 3):
         pack_coco(coco, tmp_path / str(workers), samples_per_shard=3, workers=workers)
@@ -85,13 +112,14 @@ def test_killed_and_repeated_gives_the_same_shards(coco: Source, tmp_path: Path)
     command += ["--captions", str(coco.captions), "--output", str(tmp_path / "cut")]
     command += ["--samples-per-shard", "2", "--workers", "1"]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-    while not list(tmp_path.glob("cut/*.tar")) and process.poll() is None:
+    while not list(tmp_path.glob("cut/.*.tar-*")) and process.poll() is None:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     if not (tmp_path / "cut" / "index.json").exists():
         assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
     assert read_index(tmp_path / "cut").shards == read_index(tmp_path / "whole").shards
+    assert {path.suffix for path in (tmp_path / "cut").iterdir()} == {".tar", ".json"}
 
 
 def test_other_input_into_a_half_finished_folder_is_refused(coco: Source, tmp_path: Path) -> None:

@@ -85,6 +85,8 @@ def test_pipe_and_unknown_schemes_are_refused(tmp_path: Path) -> None:
             list_shards(spec)
     with pytest.raises(DataError, match="does not exist"):
         list_shards(str(tmp_path / "none"))
+    with pytest.raises(DataError, match="brace list"):
+        list_shards("x-{000000..")
     with pytest.raises(DataError, match="no .tar"):
         list_shards(str(tmp_path))
 
@@ -237,6 +239,23 @@ def test_shard_doctor(tmp_path: Path) -> None:
     assert not broken.ok
     assert broken.shards[0].bad
     assert broken.shards[0].matches_index is False
+
+
+def test_shard_doctor_counts_by_reason_and_plans(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.tar", tmp_path / "b.tar"
+    cut = jpeg(size=(200, 200))[:-400]
+    scattered = [*members(1), ("7.jpg", cut), *members(2), *members(3), members(3)[0], *members(4), members(1)[0]]
+    write_tar(first, scattered)
+    write_tar(second, [*members(4), *members(5), *members(6)])
+    second.write_bytes(second.read_bytes().rstrip(b"\0")[:-20])  # within the last member
+    check = check_shards(str(tmp_path), ranks=2, workers=2, batch_size=2)
+    assert [(shard.name, shard.good) for shard in check.shards] == [("a.tar", 3), ("b.tar", 1)]
+    assert check.shards[0].bad == {"damaged": 1, "duplicate member": 1, "not adjacent": 1}
+    assert check.shards[1].bad == {"truncated or corrupt tar": 1, "duplicate image": 1}
+    # Two readers share each shard: of a.tar's three samples they get two and one, of b.tar's one, one and none.
+    plan = {"rank 0 worker 0": 1.0, "rank 0 worker 1": 0.5, "rank 1 worker 0": 0.5, "rank 1 worker 1": 0.0}
+    assert (check.plan, check.ok) == (plan, False)
+    assert check_shards(str(tmp_path), workers=0).plan == {"rank 0 worker 0": 4.0}
 
 
 def test_img2dataset_shard(shared: Path) -> None:

@@ -121,6 +121,8 @@ def test_mistakes_are_answered_with_a_sentence(config_file: Path, adapter: Path,
     (tmp_path / "tag.yaml").write_text("train: !!python/object/apply:os.system ['true']\n")
     empty = tmp_path / "empty"
     empty.mkdir()
+    (tmp_path / "captions.json").write_text('{"images": [{"id": 1, "file_name": "x.jpg"}]}')
+    pack = ["pack-coco", "--images", str(empty), "--captions", str(tmp_path / "captions.json")]
     cases = [
         (["train", "--config", str(other)], "train.learning_rate"),
         (["train", "--config", str(tmp_path / "tag.yaml")], "excitor-mm:"),
@@ -136,6 +138,13 @@ def test_mistakes_are_answered_with_a_sentence(config_file: Path, adapter: Path,
         (["caption", "x.jpg", "--adapter", str(empty)], "holds no excitor_config.json"),
         (["inspect", str(empty)], "holds no excitor_config.json"),
         (["shards", "check", str(empty)], "no .tar"),
+        (["shards", "check", str(empty), "--batch-size", "0"], "PositiveInt"),
+        (["caption", "x.jpg", "--adapter", str(adapter), "--beams", "0"], "PositiveInt"),
+        (["caption", "x.jpg", "--adapter", str(adapter), "--beems", "2"], "Did you mean beams?"),
+        (["caption", "x.jpg", "--adapter", str(adapter), "--min-new-tokens", "99"], "more than max_new_tokens"),
+        ([*train, "--data.crop_scale", "[0.9, 0.1]", "--overwrite"], "data.crop_scale"),
+        ([*pack, "--output", str(config_file / "out")], f"{config_file / 'out'} cannot be used (Not a directory)"),
+        ([*pack, "--output", str(tmp_path / "packed"), "--name", "a/b"], "--name"),
         (["evaluate", "captions", "--predictions", "none.jsonl", "--references", str(empty)], "does not exist"),
     ]
     for arguments, sentence in cases:
