@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except OSError as error:  # a path that is no path, a full disk, a lost connection
-        log(f"excitor-mm: {error.filename or 'A file'} cannot be used ({error.strerror or error}): check the path, the access and the space.")
+        what = error.filename or "A file"
+        log(f"excitor-mm: {what} cannot be used ({error.strerror or error}): check the path and the free space.")
         return 2
 
 

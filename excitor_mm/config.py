@@ -64,11 +64,11 @@ class ExcitorConfig:
 class LoraConfig:
     """LoRA in the language model, beside the Excitor or instead of it; it gives up that values are never altered."""
 
-    rank: int = 0
+    rank: NonNegativeInt = 0
     """0: no LoRA."""
-    alpha: int = 16
+    alpha: PositiveInt = 16
     """The change of a weight is scaled by alpha / rank."""
-    dropout: float = 0.0
+    dropout: ClosedUnitInterval = 0.0
     """Of LoRA's input, in training."""
     targets: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
     """Which linears of every layer: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj."""
