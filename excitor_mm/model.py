@@ -127,11 +127,7 @@ class ExcitorModel(nn.Module):
             visual_mask=mask,
             use_cache=False,
         ).last_hidden_state
-        targets = labels.to(self.device)[:, 1:]
-        wanted = targets != IGNORE
-        logits = self.language.lm_head(hidden[:, :-1][wanted]).float()  # only where a label is
-        loss = F.cross_entropy(logits, targets[wanted], reduction="sum", label_smoothing=label_smoothing)
-        return loss, wanted.sum()
+        return answer_loss(self.language.lm_head, hidden, labels.to(self.device), label_smoothing)
 
     @torch.no_grad()
     def generate(
@@ -157,7 +153,7 @@ class ExcitorModel(nn.Module):
             attention_mask=attention_mask.to(self.device),
             visual_prompts=visual,
             visual_mask=mask,
-            **{**_generate_options(decoding or self.config.decoding), **options},
+            **{**generate_options(decoding or self.config.decoding), **options},
         )
         return ids[:, input_ids.shape[1] :]
 
@@ -229,6 +225,17 @@ class ExcitorModel(nn.Module):
         return model.eval().to(place)
 
 
+def answer_loss(
+    lm_head: nn.Module, hidden: Tensor, labels: Tensor, label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Summed cross entropy and number of the labelled tokens, from the last hidden states float[B, T, C]."""
+    targets = labels[:, 1:]
+    wanted = targets != IGNORE
+    logits = lm_head(hidden[:, :-1][wanted]).float()  # only where a label is
+    loss = F.cross_entropy(logits, targets[wanted], reduction="sum", label_smoothing=label_smoothing)
+    return loss, wanted.sum()
+
+
 def build_model(
     language: LanguageConfig,
     vision: list[EncoderConfig],
@@ -270,7 +277,7 @@ def build_model(
     return ExcitorModel(tower, llama, tokenizer, config)
 
 
-def _generate_options(decoding: DecodingConfig) -> dict[str, Any]:
+def generate_options(decoding: DecodingConfig) -> dict[str, Any]:
     """Our names to transformers'; sampling options only where sampling is on, or it warns."""
     options: dict[str, Any] = {
         "num_beams": decoding.beams,

@@ -42,13 +42,20 @@ class VisionTower(nn.Module):
         return _Transforms([e.preprocessing.transform(crop_scale, flip) for e in self.encoders])
 
     @torch.no_grad()
-    def forward(self, pixels: Sequence[Tensor]) -> Tensor:
-        """One float[B, 3, S, S] for each encoder -> visual prompts float[B, N, V]."""
-        parts, left = [], 0
+    def encode(self, pixels: Sequence[Tensor]) -> list[Tensor]:
+        """One float[B, 3, S, S] for each encoder -> its standardised tokens float[B, N, width]."""
+        found = []
         for encoder, image in zip(self.encoders, pixels, strict=True):
             tokens = encoder(image.to(next(encoder.parameters()).dtype))
-            tokens = F.layer_norm(tokens.float(), tokens.shape[-1:])
-            parts.append(F.pad(tokens, (left, self.width - left - encoder.width)))
+            found.append(F.layer_norm(tokens.float(), tokens.shape[-1:]))
+        return found
+
+    def forward(self, pixels: Sequence[Tensor]) -> Tensor:
+        """What `encode` takes, or what it gave (cached tokens, of any precision) -> visual prompts float[B, N, V]."""
+        tokens = pixels if pixels[0].ndim == 3 else self.encode(pixels)
+        parts, left = [], 0
+        for encoder, part in zip(self.encoders, tokens, strict=True):
+            parts.append(F.pad(part.float(), (left, self.width - left - encoder.width)))
             left += encoder.width
         return torch.cat(parts, dim=1)
 

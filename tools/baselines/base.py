@@ -1,0 +1,56 @@
+"""What all baselines share: frozen parts loaded as usual, and whatever requires grad is trained and saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from excitor_mm.adapter import AdapterConfig
+from excitor_mm.config import RunConfig
+from excitor_mm.language import load_language
+from excitor_mm.llama import ExcitorLlamaForCausalLM
+from excitor_mm.model import ExcitorModel
+from excitor_mm.vision.tower import VisionTower, load_tower
+
+
+class Parts(NamedTuple):
+    """The arguments of `ExcitorModel`."""
+
+    tower: VisionTower
+    language: ExcitorLlamaForCausalLM
+    """Frozen, without Excitor blocks."""
+    tokenizer: object
+    config: AdapterConfig
+
+
+def load_parts(config: RunConfig, palette: Sequence[str]) -> Parts:
+    """The frozen parts of a run; fingerprints are left empty, because no baseline is ever shipped."""
+    tower, (language, tokenizer) = load_tower(config.vision), load_language(config.language)
+    language.requires_grad_(False)
+    described = AdapterConfig(
+        language=config.language,
+        language_fingerprint="",
+        vision=config.vision,
+        vision_fingerprint="",
+        excitor=config.excitor,
+        template=config.prompt.template,
+        palette=list(palette),
+        decoding=config.decoding,
+    )
+    return Parts(tower, language, tokenizer, described)
+
+
+class Baseline(ExcitorModel):
+    """A frozen language model that no picture reaches; the methods add to it."""
+
+    def trainables(self) -> dict[str, nn.Parameter]:
+        """Everything that requires grad, by its name in the module tree."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def visual_prompts(
+        self, pixel_values: Sequence[Tensor], image_mask: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """None: the picture is not looked at."""
+        return None, None
