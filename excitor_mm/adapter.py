@@ -3,6 +3,8 @@
     excitor.safetensors    the Excitor's tensors only (megabytes), float32
     lora.safetensors       LoRA's, where there is LoRA
     excitor_config.json    `AdapterConfig`: format version, frozen parts with fingerprints, prompt, decoding
+    config.json            tells transformers' Auto classes what the folder is (see hub/); never read here
+    README.md              the model card, for people and the Hub
 
 Written to a temporary sibling and renamed, so that no reader ever sees half a folder. Read strictly: a
 missing or unexpected tensor, an unknown key, a newer format or another base model is refused with a sentence.
@@ -19,10 +21,12 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from excitor_mm.card import model_card
 from excitor_mm.config import DecodingConfig, EncoderConfig, ExcitorConfig, LanguageConfig, LoraConfig, from_dict
 from excitor_mm.errors import AdapterError, ConfigError
 
@@ -30,6 +34,11 @@ FORMAT_VERSION = 1
 TENSORS = "excitor.safetensors"
 LORA = "lora.safetensors"
 CONFIG = "excitor_config.json"
+CARD = "README.md"
+FILES = (TENSORS, LORA, CONFIG, "config.json", CARD)
+"""All that an adapter folder holds."""
+MODEL_TYPE = "excitor_mm"
+"""What transformers' AutoConfig finds in config.json."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,9 @@ def save_adapter(
                 save_file(stored, fresh / name)
         text = json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False) + "\n"
         (fresh / CONFIG).write_text(text, encoding="utf-8")
+        facts = {"model_type": MODEL_TYPE, "architectures": ["ExcitorForImageTextToText"]}
+        (fresh / "config.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        (fresh / CARD).write_text(card_of(folder.name, config), encoding="utf-8")
         for path in fresh.iterdir():
             path.chmod(0o644)  # safetensors makes its file readable for the owner alone
             with path.open("rb") as file:
@@ -109,6 +121,18 @@ def save_adapter(
         replace_folder(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def card_of(name: str, config: AdapterConfig, report: Mapping[str, Any] | None = None) -> str:
+    """The model card of an adapter; `report` as in `model_card`."""
+    return model_card(
+        name,
+        language=config.language,
+        vision=config.vision,
+        decoding=config.decoding,
+        training=config.training,
+        report=report,
+    )
 
 
 def replace_folder(fresh: Path, folder: Path) -> None:
@@ -120,6 +144,38 @@ def replace_folder(fresh: Path, folder: Path) -> None:
     folder.rename(old / "folder")
     fresh.rename(folder)
     shutil.rmtree(old)
+
+
+def find_adapter(
+    name: str | Path,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """The folder of an adapter: the name itself, or a Hub id fetched into the Hub's cache.
+
+    Raises:
+        AdapterError: no folder, and no id that the Hub knows or that can be fetched.
+    """
+    if Path(name).exists() or str(name).count("/") != 1:
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                str(name),
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                allow_patterns=list(FILES),
+            )
+        )
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise AdapterError(f"{name} is no folder, and the Hub gives no adapter of that name: {reason}") from error
 
 
 def load_config(folder: Path) -> AdapterConfig:

@@ -1,49 +1,81 @@
-"""The frozen language model by name: a default part, a local transformers folder, or a Hub id."""
+"""The frozen language model by name (a default part, a local folder, a Hub id), its device and decoding."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
-from excitor_mm.config import LanguageConfig
+from excitor_mm.config import DecodingConfig, LanguageConfig
 from excitor_mm.defaults import PARTS, default_path
 from excitor_mm.errors import ConfigError
 from excitor_mm.llama import ExcitorLlamaForCausalLM
 
 
-def load_language(config: LanguageConfig) -> tuple[ExcitorLlamaForCausalLM, Any]:
-    """The frozen language model, in eval mode, and its tokenizer."""
-    from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
+def load_language(
+    config: LanguageConfig, loading: Mapping[str, Any] | None = None
+) -> tuple[ExcitorLlamaForCausalLM, Any]:
+    """The frozen language model, in eval mode, and its tokenizer.
 
-    path = str(default_path(config.path)) if config.path in PARTS else config.path
-    options: dict[str, Any] = {}
+    Args:
+        config: which, and how.
+        loading: more options of transformers' `from_pretrained`, such as `device_map`.
+
+    Raises:
+        ConfigError: it cannot be loaded, or is no LLaMA.
+    """
+    from transformers import AutoConfig, BitsAndBytesConfig
+
+    path = _place(config)
+    options: dict[str, Any] = {"dtype": getattr(torch, config.dtype), "attn_implementation": config.attention}
     if config.quantization != "none":
         bits = {"load_in_8bit": True} if config.quantization == "8bit" else {"load_in_4bit": True}
-        options = {"quantization_config": BitsAndBytesConfig(**bits), "device_map": "auto"}
-    try:
+        options |= {"quantization_config": BitsAndBytesConfig(**bits), "device_map": "auto"}
+    with _explained(path):
         kind = AutoConfig.from_pretrained(path)
         if kind.model_type != "llama":
             raise ConfigError(
                 f"The language model {path} is a {kind.model_type}, expected a llama: choose LLaMA 1, 2, 3, "
                 "TinyLlama, SmolLM2 or another LlamaForCausalLM."
             )
-        tokenizer = AutoTokenizer.from_pretrained(path)
         llama = ExcitorLlamaForCausalLM.from_pretrained(
-            path,
-            config=copy.deepcopy(kind),
-            dtype=getattr(torch, config.dtype),
-            attn_implementation=config.attention,
-            **options,
+            path, config=copy.deepcopy(kind), **{**options, **(loading or {})}
         )
+    return llama.eval(), load_tokenizer(config)
+
+
+def load_tokenizer(config: LanguageConfig) -> Any:
+    """Its tokenizer; padding is the end token where it has none.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    path = _place(config)
+    with _explained(path):
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _place(config: LanguageConfig) -> str:
+    return str(default_path(config.path)) if config.path in PARTS else config.path
+
+
+@contextlib.contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """What transformers raises, in one sentence."""
+    try:
+        yield
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"The language model {path!r} cannot be loaded: {reason}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return llama.eval(), tokenizer
 
 
 def choose_device(wish: str) -> torch.device:
@@ -53,3 +85,19 @@ def choose_device(wish: str) -> torch.device:
     if wish == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda, but torch sees no GPU: choose cpu or auto.")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if wish == "cuda" else torch.device(wish)
+
+
+def generate_options(decoding: DecodingConfig) -> dict[str, Any]:
+    """Our names to transformers'; sampling options only where sampling is on, or it warns."""
+    options: dict[str, Any] = {
+        "num_beams": decoding.beams,
+        "max_new_tokens": decoding.max_new_tokens,
+        "min_new_tokens": decoding.min_new_tokens,
+        "do_sample": decoding.sample,
+        "repetition_penalty": decoding.repetition_penalty,
+    }
+    if decoding.sample:
+        options |= {"temperature": decoding.temperature, "top_p": decoding.top_p}
+    if decoding.beams > 1:
+        options |= {"length_penalty": decoding.length_penalty}
+    return options

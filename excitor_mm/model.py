@@ -7,7 +7,7 @@ Only the Excitor blocks train, and only they are saved (see `adapter.py`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, overload
@@ -21,7 +21,7 @@ from excitor_mm.adapter import AdapterConfig
 from excitor_mm.config import DecodingConfig, EncoderConfig, ExcitorConfig, LanguageConfig, LoraConfig, from_dict
 from excitor_mm.data.pipeline import IGNORE
 from excitor_mm.errors import AdapterError, ConfigError
-from excitor_mm.language import choose_device, load_language
+from excitor_mm.language import choose_device, generate_options, load_language
 from excitor_mm.llama import ExcitorLlamaForCausalLM
 from excitor_mm.lora import add_lora, lora_tensors
 from excitor_mm.processor import ImageLike, Processor
@@ -186,31 +186,38 @@ class ExcitorModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, language: str | None = None, device: str = "auto", dtype: str = "auto"
+        cls,
+        folder: str | Path,
+        *,
+        language: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        loading: Mapping[str, Any] | None = None,
     ) -> ExcitorModel:
         """Load an adapter folder and the frozen parts it names.
 
         Args:
-            folder: what `save_pretrained` wrote.
+            folder: what `save_pretrained` wrote, or a Hub id.
             language: another place of the same language model.
             device: "auto", "cpu" or "cuda".
             dtype: precision of the language model. "auto": float32 on the CPU, where a batch then gives the text
                 of single calls; on a GPU what it was trained in. In half precision the rounding of a matrix
                 product depends on the batch, and now and then on a near tie another word wins.
+            loading: see `load_language`; with `device_map`, `device` is ignored.
 
         Raises:
             AdapterError: damaged, or another base model or encoder than in training.
             DependencyError: default parts that were not fetched yet.
         """
-        config = adapter.load_config(Path(folder))
+        folder = adapter.find_adapter(folder)
+        config = adapter.load_config(folder)
         place = choose_device(device)
         if dtype == "auto":
             dtype = "float32" if place.type == "cpu" else config.language.dtype
         changes = {"path": language or config.language.path, "dtype": dtype}
         parts = from_dict(LanguageConfig, {**dataclasses.asdict(config.language), **changes})
-        model = build_model(
-            parts, config.vision, config.excitor, config.template, config.palette, config.decoding, config.lora
-        )
+        sizes = config.vision, config.excitor, config.template, config.palette, config.decoding, config.lora
+        model = build_model(parts, *sizes, loading)
         for what, name, got, expected in (
             ("language model", parts.path, model.config.language_fingerprint, config.language_fingerprint),
             ("encoder", _names(config.vision), model.config.vision_fingerprint, config.vision_fingerprint),
@@ -219,9 +226,12 @@ class ExcitorModel(nn.Module):
         files = {adapter.TENSORS: model._excitor_tensors(), adapter.LORA: lora_tensors(model.language)}
         with torch.no_grad():
             for file, trainables in files.items():
-                for name, tensor in adapter.load_tensors(Path(folder) / file, trainables).items():
+                for name, tensor in adapter.load_tensors(folder / file, trainables).items():
                     trainables[name].copy_(tensor)
         model.config = config
+        if loading and "device_map" in loading:  # the language model is where it was put
+            model.tower.to(model.device)
+            return model.eval()
         return model.eval().to(place)
 
 
@@ -244,15 +254,22 @@ def build_model(
     palette: list[str],
     decoding: DecodingConfig,
     lora: LoraConfig,
+    loading: Mapping[str, Any] | None = None,
 ) -> ExcitorModel:
     """Load the frozen parts and put fresh Excitor blocks, and LoRA where it is asked for, in.
+
+    `loading` as in `load_language`.
 
     Raises:
         ConfigError: a part that cannot be built, or a language model that is not a LLaMA.
         DependencyError: default parts that were not fetched yet.
     """
     tower = load_tower(vision)
-    llama, tokenizer = load_language(language)
+    llama, tokenizer = load_language(language, loading)
+    if any(parameter.is_meta for parameter in llama.parameters()):
+        raise ConfigError(
+            "The device map leaves weights on the disk or in main memory: choose devices that hold all."
+        )
     llama_print = adapter.fingerprint(
         (name, p) for name, p in llama.named_parameters() if "norm" in name or "embed_tokens" in name
     )  # these are never quantised
@@ -275,22 +292,6 @@ def build_model(
         lora=lora,
     )
     return ExcitorModel(tower, llama, tokenizer, config)
-
-
-def generate_options(decoding: DecodingConfig) -> dict[str, Any]:
-    """Our names to transformers'; sampling options only where sampling is on, or it warns."""
-    options: dict[str, Any] = {
-        "num_beams": decoding.beams,
-        "max_new_tokens": decoding.max_new_tokens,
-        "min_new_tokens": decoding.min_new_tokens,
-        "do_sample": decoding.sample,
-        "repetition_penalty": decoding.repetition_penalty,
-    }
-    if decoding.sample:
-        options |= {"temperature": decoding.temperature, "top_p": decoding.top_p}
-    if decoding.beams > 1:
-        options |= {"length_penalty": decoding.length_penalty}
-    return options
 
 
 def _names(vision: list[EncoderConfig]) -> str:

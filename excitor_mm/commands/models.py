@@ -74,11 +74,11 @@ def generation_options(parser: ArgumentParser) -> None:
 
 def load_model(options: Namespace) -> tuple[Any, Path, DecodingConfig]:
     """Model, adapter folder, and the adapter's decoding with the options laid over it."""
-    from excitor_mm.adapter import load_config
+    from excitor_mm.adapter import find_adapter, load_config
     from excitor_mm.model import ExcitorModel
 
     folder = options.adapter or shipped_adapter()
-    config = load_config(folder)
+    config = load_config(find_adapter(folder))
     given = {f.name: options[f.name] for f in dataclasses.fields(DecodingConfig) if options[f.name] is not None}
     model = ExcitorModel.from_pretrained(
         folder, language=options.language, device=options.device, dtype=options.dtype

@@ -18,6 +18,13 @@ PARTS = {
 }
 """Name of a part -> its folder or file in the cache."""
 
+SOURCES = {
+    "smollm2-135m-instruct": ("HuggingFaceTB/SmolLM2-135M-Instruct", "Apache-2.0"),
+    "vit-small-14": ("facebook/dinov2-small", "Apache-2.0"),
+    "efficientnet-lite0": ("timm/tf_efficientnet_lite0.in1k", "Apache-2.0"),
+}
+"""Name of a part -> the Hub's id of the model it holds, and the licence of the weights."""
+
 CACHE_VERSION = "parts-v2"
 """Raised when a conversion changes, so that old files are never mixed with new ones."""
 

@@ -12,7 +12,8 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from baselines.base import Baseline, Parts
 from excitor_mm.config import DecodingConfig
-from excitor_mm.model import answer_loss, generate_options
+from excitor_mm.language import generate_options
+from excitor_mm.model import answer_loss
 
 
 class PrefixModel(Baseline):
