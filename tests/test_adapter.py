@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from excitor_mm.adapter import CONFIG, TENSORS, fingerprint, load_config, save_adapter
+from excitor_mm.adapter import CARD, CONFIG, TENSORS, fingerprint, load_config, save_adapter
 from excitor_mm.config import RunConfig
 from excitor_mm.errors import AdapterError
 from excitor_mm.model import ExcitorModel
@@ -33,7 +33,7 @@ def refused(folder: Path, sentence: str) -> None:
 
 
 def test_only_trainables_are_saved(folder: Path) -> None:
-    assert {path.name for path in folder.iterdir()} == {CONFIG, TENSORS}
+    assert {path.name for path in folder.iterdir()} == {CONFIG, TENSORS, CARD, "config.json"}
     names = {name.split(".", 2)[2] for name in load_file(folder / TENSORS)}
     down = {"visual_key_down", "visual_value_down", "visual_key_up", "visual_value_up"}
     assert names == {"gate", "prompts", "query_down", "query_up"} | down

@@ -172,13 +172,14 @@ import sys
 from transformers import AutoModelForImageTextToText, pipeline
 import excitor_mm.hub
 from excitor_mm.cli import main
+from excitor_mm.data.samples import clean_caption
 
 folder, report, picture = sys.argv[1:]
 AutoModelForImageTextToText.from_pretrained(folder).push_to_hub("someone/by-method")
 assert main(["push", folder, "someone/by-command", "--report", report]) == 0
 for name in ("someone/by-method", "someone/by-command"):
     answer = pipeline("image-text-to-text", model=name)(picture, text="")
-    print(ascii(answer[0]["generated_text"].strip()))
+    print(ascii(clean_caption(answer[0]["generated_text"])))
 assert main(["caption", picture, "--adapter", "someone/by-command", "--output", folder + "/captions.jsonl"]) == 0
 """
 
