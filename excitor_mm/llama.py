@@ -11,17 +11,21 @@ repeats them for beams and hands them to every decoding step.
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from excitor_mm.config import ExcitorConfig
 from excitor_mm.errors import ConfigError
 from excitor_mm.excitor import Absorbed, Excitor
 from excitor_mm.switches import is_off
+
+CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
+"""Upstream's name for the keys and values of earlier tokens; it changed within transformers 5."""
 
 
 class ExcitedKeyProjection(nn.Module):

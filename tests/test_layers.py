@@ -16,6 +16,7 @@ ROWS = [
     {"llama", "adapter", "references", "pictures", "caption_files"},
     {"processor", "language", "lora"},
     {"model", "heatmap"},
+    {"likelihood"},
     {"generate", "explain", "predict", "evaluate", "submit", "validate", "report", "describe", "checkpoint"},
     {"train", "hub"},
     {"preflight", "options"},

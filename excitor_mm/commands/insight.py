@@ -1,4 +1,4 @@
-"""explain: what the Excitor did."""
+"""explain and forgetting: what training did to an answer, and to the language model."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from excitor_mm.commands.models import generation_options, load_model
+from excitor_mm.commands.models import generation_options, load_adapter, load_model, model_options, shipped
 from excitor_mm.options import Command
+from excitor_mm.ranges import PositiveInt
 
 
 def _explain_options(parser: ArgumentParser) -> None:
@@ -30,4 +31,40 @@ def _explain(options: Namespace) -> int:
     return 0
 
 
-COMMANDS = (Command("explain", "What the Excitor did to each word of an answer.", _explain_options, _explain),)
+def _forgetting_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, required=True, help="folder for report.json and mmlu.jsonl")
+    parser.add_argument(
+        "--text", type=Path | None, default=None, help="for the perplexity; the shipped one if not given"
+    )
+    parser.add_argument("--mmlu", type=Path | None, default=None, help="MMLU's CSV files: a folder or a tar file")
+    parser.add_argument(
+        "--questions", type=PositiveInt | None, default=None, help="so many of each subject, always the same"
+    )
+    parser.add_argument("--image", type=str | None, default=None, help="a picture that the tuned model is shown")
+    parser.add_argument("--overwrite", action="store_true", help="start anew")
+    model_options(parser)
+
+
+def _forgetting(options: Namespace) -> int:
+    from excitor_mm.forgetting import format_forgetting, measure_forgetting
+
+    model, folder = load_adapter(options)
+    report = measure_forgetting(
+        model,
+        options.text or shipped("text/everyday.txt", "--text FILE"),
+        options.output,
+        adapter=folder.name,
+        mmlu=options.mmlu,
+        per_subject=options.questions,
+        image=options.image,
+        batch_size=options.batch_size,
+        overwrite=options.overwrite,
+    )
+    print(format_forgetting(report))
+    return 0
+
+
+COMMANDS = (
+    Command("explain", "What the Excitor did to each word of an answer.", _explain_options, _explain),
+    Command("forgetting", "Base against tuned model on text: MMLU, perplexity.", _forgetting_options, _forgetting),
+)

@@ -45,13 +45,12 @@ def _run_config(options: Namespace) -> RunConfig:
     return from_dict(RunConfig, json.loads(json.dumps(values, default=dataclasses.asdict)))
 
 
-def generation_options(parser: ArgumentParser) -> None:
-    """Which adapter, on which device, and how it writes."""
+def model_options(parser: ArgumentParser) -> None:
+    """Which adapter, and on which device."""
     parser.add_argument(
         "--adapter", type=Path | None, default=None, help="adapter folder; the shipped one unless given"
     )
-    parser.add_argument("--batch-size", type=PositiveInt, default=8, help="images at a time")
-    parser.add_argument("--prompt", type=str | None, default=None, help="text before the answer")
+    parser.add_argument("--batch-size", type=PositiveInt, default=8, help="images or texts at a time")
     parser.add_argument(
         "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU where there is one"
     )
@@ -62,6 +61,12 @@ def generation_options(parser: ArgumentParser) -> None:
         help="precision of the language model; auto: float32 on a CPU, so that batches change no caption",
     )
     parser.add_argument("--language", type=str | None, default=None, help="another place of the same language model")
+
+
+def generation_options(parser: ArgumentParser) -> None:
+    """Which adapter, on which device, and how it writes."""
+    model_options(parser)
+    parser.add_argument("--prompt", type=str | None, default=None, help="text before the answer")
     for key, kind in get_type_hints(DecodingConfig).items():
         name = "--" + key.replace("_", "-")
         if kind is bool:
@@ -72,26 +77,30 @@ def generation_options(parser: ArgumentParser) -> None:
             parser.add_argument(name, type=kind | None, default=None, help="replaces the adapter's own")
 
 
-def load_model(options: Namespace) -> tuple[Any, Path, DecodingConfig]:
-    """Model, adapter folder, and the adapter's decoding with the options laid over it."""
-    from excitor_mm.adapter import find_adapter, load_config
+def load_adapter(options: Namespace) -> tuple[Any, Path]:
+    """Model and adapter folder of `model_options`."""
     from excitor_mm.model import ExcitorModel
 
-    folder = options.adapter or shipped_adapter()
-    config = load_config(find_adapter(folder))
-    given = {f.name: options[f.name] for f in dataclasses.fields(DecodingConfig) if options[f.name] is not None}
+    folder = options.adapter or shipped("adapters/coco-small", "--adapter FOLDER")
     model = ExcitorModel.from_pretrained(
         folder, language=options.language, device=options.device, dtype=options.dtype
     )
-    return model, folder, dataclasses.replace(config.decoding, **given)
+    return model, folder
 
 
-def shipped_adapter() -> Path:
-    """The adapter that comes with the repository."""
-    folder = Path(__file__).resolve().parents[2] / "data" / "adapters" / "coco-small"
-    if not folder.is_dir():
-        raise ConfigError("No adapter is given and none is shipped with this installation: pass --adapter FOLDER.")
-    return folder
+def load_model(options: Namespace) -> tuple[Any, Path, DecodingConfig]:
+    """Model, adapter folder, and the adapter's decoding with the options laid over it."""
+    model, folder = load_adapter(options)
+    given = {f.name: options[f.name] for f in dataclasses.fields(DecodingConfig) if options[f.name] is not None}
+    return model, folder, dataclasses.replace(model.config.decoding, **given)
+
+
+def shipped(name: str, option: str) -> Path:
+    """A part of the repository's data folder, e.g. the adapter that comes with it."""
+    path = Path(__file__).resolve().parents[2] / "data" / name
+    if not path.exists():
+        raise ConfigError(f"data/{name} is not part of this installation: pass {option}.")
+    return path
 
 
 def predict_options(parser: ArgumentParser) -> None:
