@@ -27,10 +27,18 @@ import torch
 from torch import Tensor
 
 from excitor_mm.card import model_card
-from excitor_mm.config import DecodingConfig, EncoderConfig, ExcitorConfig, LanguageConfig, LoraConfig, from_dict
+from excitor_mm.config import (
+    DecodingConfig,
+    EncoderConfig,
+    ExcitorConfig,
+    LanguageConfig,
+    LoraConfig,
+    Prompts,
+    from_dict,
+)
 from excitor_mm.errors import AdapterError, ConfigError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: captions alone, "template" and "palette" in place of "prompts"
 TENSORS = "excitor.safetensors"
 LORA = "lora.safetensors"
 CONFIG = "excitor_config.json"
@@ -55,10 +63,8 @@ class AdapterConfig:
     """See `fingerprint`."""
     excitor: ExcitorConfig
     """Sizes of the blocks."""
-    template: str
-    """Prompt template."""
-    palette: list[str]
-    """Words that fill `{palette}` in the template."""
+    prompts: Prompts
+    """What it was trained for, and with which prompts."""
     decoding: DecodingConfig
     """How answers are generated unless told otherwise."""
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -192,11 +198,14 @@ def load_config(folder: Path) -> AdapterConfig:
     except (ValueError, RecursionError) as error:
         raise AdapterError(f"{path} is not valid JSON ({error}): the adapter is damaged, copy it again.") from error
     version = values.get("format_version") if isinstance(values, dict) else None
-    if version != FORMAT_VERSION:
+    if version not in (1, FORMAT_VERSION):
         raise AdapterError(
-            f"{path} has format version {version!r}, this excitor-mm reads {FORMAT_VERSION}: "
+            f"{path} has format version {version!r}, this excitor-mm reads 1 to {FORMAT_VERSION}: "
             "update excitor-mm or train the adapter again."
         )
+    if version == 1 and {"template", "palette"} <= values.keys():
+        prompts = {"templates": {"caption": values.pop("template")}, "palette": values.pop("palette")}
+        values = {**values, "prompts": prompts, "format_version": FORMAT_VERSION}
     try:
         return from_dict(AdapterConfig, values)
     except ConfigError as error:

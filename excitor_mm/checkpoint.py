@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -66,9 +68,12 @@ def _as_yaml(config: RunConfig) -> str:
 class RunState:
     """What a run remembers: position, best score, and how to write them down."""
 
-    def __init__(self, model: ExcitorModel, optimizer: torch.optim.Optimizer, output: Path) -> None:
-        self.model, self.optimizer, self.output = model, optimizer, output
-        self.step, self.best, self.stale = 0, -1.0, 0
+    def __init__(
+        self, model: ExcitorModel, optimizer: torch.optim.Optimizer, output: Path, scores: Sequence[str] = ()
+    ) -> None:
+        """`scores`: what validation measures, in words; the first one chooses best/."""
+        self.model, self.optimizer, self.output, self.scores = model, optimizer, output, scores
+        self.step, self.best, self.stale = 0, -math.inf, 0
 
     def save(self) -> None:
         """The last adapter and the checkpoint, each replaced in one move."""
@@ -106,11 +111,11 @@ class RunState:
                 file.write(json.dumps({"step": self.step, **facts}) + "\n")
             accelerator.log(facts, step=self.step)
 
-    def judge(self, cider: float, accelerator: Accelerator) -> None:
+    def judge(self, score: float, accelerator: Accelerator) -> None:
         """Keep the adapter if it is the best so far."""
-        self.stale = 0 if cider > self.best else self.stale + 1
-        if cider > self.best:
-            self.best = cider
+        self.stale = 0 if score > self.best else self.stale + 1
+        if score > self.best:
+            self.best = score
             if accelerator.is_main_process:
                 self.model.save_pretrained(self.output / "best", self.facts())
 
@@ -120,5 +125,6 @@ class RunState:
 
     def facts(self) -> dict[str, str]:
         """For people who open the adapter."""
-        best = f"{self.best:.1f}" if self.best >= 0 else "not validated"
-        return {"steps": str(self.step), "best validation CIDEr x100 (greedy)": best, "run": self.output.name}
+        validated = math.isfinite(self.best)
+        best = {f"best validation {self.scores[0]}": f"{self.best:.4g}"} if validated else {"validation": "none yet"}
+        return {"steps": str(self.step), **best, "run": self.output.name}

@@ -60,6 +60,10 @@ class ExcitorConfig:
     """Standard deviation of the first learnable prompts."""
 
 
+TaskName = Literal["caption", "vqa", "scienceqa", "instructions"]
+"""What samples are used for; see data/tasks.py."""
+
+
 @dataclass(frozen=True)
 class LoraConfig:
     """LoRA in the language model, beside the Excitor or instead of it; it gives up that values are never altered."""
@@ -81,21 +85,43 @@ class PromptConfig:
     """What the language model reads before the answer."""
 
     template: str = "{palette}\nCaption:"
-    """A text, or the name of one in prompts.py; `{palette}` is filled with words of the training captions."""
+    """`chat` (the language model's own), a name in prompts.py, or a text with {question}, {context} and {palette}."""
     palette_size: NonNegativeInt = 45
-    """Number of palette words; used only if the template holds `{palette}`."""
+    """Number of words of the training answers that fill `{palette}`; used only if a template holds it."""
     palette_choice: Literal["frequent", "spread"] = "frequent"
-    """The most frequent content words, or words drawn evenly over the frequency list."""
+    """The most frequent words, or words drawn evenly over the frequency list."""
+    system: str = ""
+    """What stands before the first turn; in a chat template it replaces the template's own."""
+    scienceqa: str = "QCM-A"
+    """Format of ScienceQA problems: what is given, and what is answered; see data/scienceqa.py."""
+    max_tokens: PositiveInt | None = None
+    """Longest prompt with answer; longer contexts are shortened. null: as long as the language model reads."""
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One of several sources of samples."""
+
+    shards: str
+    """A folder, a brace list, or a URL."""
+    task: TaskName = "caption"
+    """What its samples are used for."""
+    template: str | None = None
+    """Prompt template of this task; null: prompt.template."""
+    weight: PositiveFloat = 1.0
+    """Its share of the batches, relative to the other sources; unused in validation."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Where samples come from and how images are varied."""
 
-    train: str = "data/sample/train"
-    """Training shards: a folder, a brace list, or a URL."""
-    validation: str | None = None
-    """Validation shards; null: no validation, the last adapter counts as the best."""
+    train: str | list[SourceConfig] = "data/sample/train"
+    """Training shards: a folder, a brace list, or a URL; or several sources, mixed by weight."""
+    validation: str | list[SourceConfig] | None = None
+    """Validation shards; the first source's score chooses best/. null: no validation, the last adapter is best."""
+    task: TaskName = "caption"
+    """What shards named by a text are used for."""
     workers: NonNegativeInt = 2
     """Processes that read and decode, per rank."""
     shuffle_buffer: NonNegativeInt = 1000
@@ -121,6 +147,8 @@ class TrainConfig:
 
     output: str = "runs/train"
     """Run folder: best/, last/, metrics.jsonl, config.yaml, checkpoint.pt."""
+    start: str | None = None
+    """Adapter folder to go on from, with its palette and the prompts of its tasks; null: fresh blocks."""
     steps: PositiveInt = 1000
     """Optimizer steps."""
     batch_size: PositiveInt = 32
@@ -144,9 +172,9 @@ class TrainConfig:
     seed: int = 0
     """Of the first weights, the order of samples, crops and captions."""
     validate_every: PositiveInt = 100
-    """Steps between two validations (loss and CIDEr)."""
+    """Steps between two validations (loss, and the score of the task)."""
     patience: PositiveInt | None = None
-    """Stop after this many validations without a better CIDEr; null: never."""
+    """Stop after this many validations without a better score; null: never."""
     save_every: PositiveInt = 100
     """Steps between two checkpoints to resume from."""
     log_every: PositiveInt = 10
@@ -197,6 +225,51 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
+
+    def training_sources(self) -> list[SourceConfig]:
+        """One, or those of a mixture."""
+        return self._sources(self.data.train)
+
+    def validation_sources(self) -> list[SourceConfig]:
+        """None, one or several."""
+        return self._sources(self.data.validation)
+
+    def templates(self) -> dict[str, str]:
+        """Task -> prompt template.
+
+        Raises:
+            ConfigError: two for one task.
+        """
+        found: dict[str, str] = {}
+        for source in [*self.training_sources(), *self.validation_sources()]:
+            template = source.template or self.prompt.template
+            if found.setdefault(source.task, template) != template:
+                raise ConfigError(
+                    f"The task {source.task} has the templates {found[source.task]!r} and {template!r}: an adapter "
+                    "keeps one for each task, so give all its sources the same."
+                )
+        return found
+
+    def _sources(self, given: str | list[SourceConfig] | None) -> list[SourceConfig]:
+        if isinstance(given, str):
+            return [SourceConfig(given, self.data.task)]
+        return given or []
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a training run, resolved; stored in the adapter, for training and inference alike."""
+
+    templates: dict[str, str]
+    """Task -> prompt template."""
+    palette: list[str] = field(default_factory=list)
+    """Words that fill {palette} in templates."""
+    system: str = ""
+    """See `PromptConfig`."""
+    scienceqa: str = "QCM-A"
+    """See `PromptConfig`."""
+    max_tokens: int | None = None
+    """See `PromptConfig`."""
 
 
 T = TypeVar("T")

@@ -37,7 +37,7 @@ from excitor_mm.heatmap import draw, photo_maps
 from excitor_mm.llama import ExcitorAttention
 from excitor_mm.model import ExcitorModel
 from excitor_mm.processor import ImageLike
-from excitor_mm.prompts import answer_ids
+from excitor_mm.prompts import CAPTION_INSTRUCTION, Turn, answer_ids
 from excitor_mm.switches import switched_off
 
 
@@ -104,8 +104,11 @@ def explain(
     tokenizer = model.processor.tokenizer
     if answer is None:
         ids = model.generate(**inputs, decoding=decoding)[0].tolist()
+    elif prompt is not None:
+        ids = answer_ids(tokenizer, prompt, answer)
     else:
-        ids = answer_ids(tokenizer, prompt or model.processor.prompt, answer)
+        text = model.task_format("caption").render(tokenizer, (Turn(CAPTION_INSTRUCTION, answer=answer),))
+        ids = text.ids[slice(*text.answers[-1])]
     ids = ids[: ids.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in ids else ids
     words = tokenizer.decode(ids, skip_special_tokens=True).split()
     if not words:

@@ -116,7 +116,7 @@ def caption_pictures(
         workers: threads that read, decode and resize.
         prompt, decoding: replace the adapter's own.
     """
-    text = prompt or model.processor.prompt
+    text = prompt or model.processor.caption_ids()
     with ThreadPoolExecutor(workers) as pool:
         ahead = _read_ahead(pool, model, pictures, 2 * batch_size)
         while batch := list(itertools.islice(ahead, batch_size)):

@@ -1,4 +1,4 @@
-"""The frozen language model by name (a default part, a local folder, a Hub id), its device and decoding."""
+"""The frozen language model by name (a default part, a local folder, a Hub id), its device, decoding and loss."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from excitor_mm.config import DecodingConfig, LanguageConfig
+from excitor_mm.data.pipeline import IGNORE
 from excitor_mm.defaults import PARTS, default_path
 from excitor_mm.errors import ConfigError
 from excitor_mm.llama import ExcitorLlamaForCausalLM
@@ -101,3 +104,20 @@ def generate_options(decoding: DecodingConfig) -> dict[str, Any]:
     if decoding.beams > 1:
         options |= {"length_penalty": decoding.length_penalty}
     return options
+
+
+def answer_losses(
+    lm_head: nn.Module, hidden: Tensor, labels: Tensor, label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Cross entropy of each answer token, float32[n], and where they are, bool[B, T - 1] with n ones.
+
+    Args:
+        lm_head: of the language model.
+        hidden: float[B, T, C], its last hidden states.
+        labels: int64[B, T], the token at its own position, `IGNORE` where it is not part of an answer.
+        label_smoothing: probability mass spread over the vocabulary.
+    """
+    targets = labels[:, 1:]
+    wanted = targets != IGNORE
+    logits = lm_head(hidden[:, :-1][wanted]).float()  # only where a label is
+    return F.cross_entropy(logits, targets[wanted], reduction="none", label_smoothing=label_smoothing), wanted

@@ -188,3 +188,11 @@ class ExcitorLlamaForCausalLM(LlamaForCausalLM):
         if first.shape[1] == 1:  # full projections: every layer reads the image itself
             return first[:, None].expand(-1, len(blocks), -1, -1, -1)
         return torch.stack([first, *(block.project_visual(image) for block in blocks[1:])], dim=1)
+
+
+def take_rows(
+    images: tuple[Tensor | None, Tensor | None], rows: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Visual prompts and mask of the image that each row is about; `rows` is int64[B], None: as they are."""
+    visual, mask = (tensor if tensor is None or rows is None else tensor[rows.to(tensor.device)] for tensor in images)
+    return visual, mask

@@ -13,19 +13,25 @@ from pathlib import Path
 from typing import Any, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from excitor_mm import adapter
 from excitor_mm.adapter import AdapterConfig
-from excitor_mm.config import DecodingConfig, EncoderConfig, ExcitorConfig, LanguageConfig, LoraConfig, from_dict
-from excitor_mm.data.pipeline import IGNORE
+from excitor_mm.config import (
+    DecodingConfig,
+    EncoderConfig,
+    ExcitorConfig,
+    LanguageConfig,
+    LoraConfig,
+    Prompts,
+    from_dict,
+)
+from excitor_mm.data.pipeline import TaskFormat
 from excitor_mm.errors import AdapterError, ConfigError
-from excitor_mm.language import choose_device, generate_options, load_language
-from excitor_mm.llama import ExcitorLlamaForCausalLM
+from excitor_mm.language import answer_losses, choose_device, generate_options, load_language
+from excitor_mm.llama import ExcitorLlamaForCausalLM, take_rows
 from excitor_mm.lora import add_lora, lora_tensors
 from excitor_mm.processor import ImageLike, Processor
-from excitor_mm.prompts import fill_template
 from excitor_mm.switches import switched_off
 from excitor_mm.vision.tower import VisionTower, load_tower
 
@@ -45,7 +51,7 @@ class ExcitorModel(nn.Module):
     ) -> None:
         super().__init__()
         self.tower, self.language, self.config = tower, language, config
-        self.processor = Processor(tokenizer, tower, fill_template(config.template, config.palette))
+        self.processor = Processor(tokenizer, tower, self.task_format)
 
     @property
     def device(self) -> torch.device:
@@ -64,6 +70,10 @@ class ExcitorModel(nn.Module):
 
     def _lora_is_merged(self) -> bool:
         return self.config.lora.rank > 0 and not lora_tensors(self.language)
+
+    def task_format(self, task: str) -> TaskFormat:
+        """The prompts of one of the adapter's tasks; AdapterError where it is none of them."""
+        return TaskFormat.of(self.config.prompts, task, self.language.config.max_position_embeddings)
 
     def trainables(self) -> dict[str, nn.Parameter]:
         """The trainable tensors by their name in the adapter: `layers.2.gate`, and PEFT's names for LoRA's."""
@@ -111,7 +121,7 @@ class ExcitorModel(nn.Module):
 
         Args:
             input_ids: int64[B, T]; attention_mask: int64[B, T].
-            labels: int64[B, T], the token at its own position, `IGNORE` where it is not part of an answer.
+            labels: int64[B, T], the token at its own position, -100 where it is not part of an answer.
             pixel_values, image_mask: see `visual_prompts`.
             label_smoothing: probability mass spread over the vocabulary.
 
@@ -127,7 +137,8 @@ class ExcitorModel(nn.Module):
             visual_mask=mask,
             use_cache=False,
         ).last_hidden_state
-        return answer_loss(self.language.lm_head, hidden, labels.to(self.device), label_smoothing)
+        losses, wanted = answer_losses(self.language.lm_head, hidden, labels.to(self.device), label_smoothing)
+        return losses.sum(), wanted.sum()
 
     @torch.no_grad()
     def generate(
@@ -137,6 +148,7 @@ class ExcitorModel(nn.Module):
         pixel_values: Sequence[Tensor],
         image_mask: Tensor | None = None,
         *,
+        image_rows: Tensor | None = None,
         decoding: DecodingConfig | None = None,
         **options: Any,
     ) -> Tensor:
@@ -144,10 +156,11 @@ class ExcitorModel(nn.Module):
 
         Args:
             input_ids, attention_mask, pixel_values, image_mask: from `processor(...)`.
+            image_rows: int64[B], which of fewer images each row is about; None: row i is about image i.
             decoding: replaces the adapter's own.
             options: passed on to transformers' `generate`.
         """
-        visual, mask = self.visual_prompts(pixel_values, image_mask)
+        visual, mask = take_rows(self.visual_prompts(pixel_values, image_mask), image_rows)
         ids = self.language.generate(  # type: ignore[misc]
             input_ids=input_ids.to(self.device),
             attention_mask=attention_mask.to(self.device),
@@ -216,7 +229,7 @@ class ExcitorModel(nn.Module):
             dtype = "float32" if place.type == "cpu" else config.language.dtype
         changes = {"path": language or config.language.path, "dtype": dtype}
         parts = from_dict(LanguageConfig, {**dataclasses.asdict(config.language), **changes})
-        sizes = config.vision, config.excitor, config.template, config.palette, config.decoding, config.lora
+        sizes = config.vision, config.excitor, config.prompts, config.decoding, config.lora
         model = build_model(parts, *sizes, loading)
         for what, name, got, expected in (
             ("language model", parts.path, model.config.language_fingerprint, config.language_fingerprint),
@@ -235,23 +248,11 @@ class ExcitorModel(nn.Module):
         return model.eval().to(place)
 
 
-def answer_loss(
-    lm_head: nn.Module, hidden: Tensor, labels: Tensor, label_smoothing: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """Summed cross entropy and number of the labelled tokens, from the last hidden states float[B, T, C]."""
-    targets = labels[:, 1:]
-    wanted = targets != IGNORE
-    logits = lm_head(hidden[:, :-1][wanted]).float()  # only where a label is
-    loss = F.cross_entropy(logits, targets[wanted], reduction="sum", label_smoothing=label_smoothing)
-    return loss, wanted.sum()
-
-
 def build_model(
     language: LanguageConfig,
     vision: list[EncoderConfig],
     excitor: ExcitorConfig,
-    template: str,
-    palette: list[str],
+    prompts: Prompts,
     decoding: DecodingConfig,
     lora: LoraConfig,
     loading: Mapping[str, Any] | None = None,
@@ -286,8 +287,7 @@ def build_model(
         vision=vision,
         vision_fingerprint=adapter.fingerprint(tower.named_parameters()),
         excitor=dataclasses.replace(excitor, layers=len(llama.excitors())),
-        template=template,
-        palette=list(palette),
+        prompts=prompts,
         decoding=decoding,
         lora=lora,
     )

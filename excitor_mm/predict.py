@@ -1,7 +1,7 @@
-"""Captions for every sample of shards, by one process or many, into predictions.jsonl.
+"""Captions or answers for every sample of shards, by one process or many, into predictions.jsonl.
 
-predictions.jsonl          lines {"image_id", "key", "caption"}, each image once
-predictions.meta.json      adapter, shards, prompt and decoding, for the report
+predictions.jsonl          lines {"image_id", "key", "caption"} or {"question_id", "key", "answer"}, each id once
+predictions.meta.json      adapter, shards, task, prompt and decoding, for the report
 predictions.rank<r>.jsonl  what process r of several has written so far; joined at the end
 """
 
@@ -13,20 +13,22 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from excitor_mm.answer import Answer, Asked, answer
 from excitor_mm.config import DecodingConfig
 from excitor_mm.console import Progress, log
 from excitor_mm.data.images import load_image
-from excitor_mm.data.samples import BadSample, Sample
+from excitor_mm.data.pipeline import TaskFormat
+from excitor_mm.data.samples import Sample
 from excitor_mm.data.shards import expected_samples, list_shards
 from excitor_mm.data.stream import EvaluationStream, read_stream
 from excitor_mm.errors import DataError
 from excitor_mm.files import read_json, write_json, write_text
 from excitor_mm.model import ExcitorModel
-from excitor_mm.references import Id, read_predictions
+from excitor_mm.references import Id, read_answers, read_predictions
 
 
 def predict(
@@ -35,13 +37,15 @@ def predict(
     output: Path,
     *,
     adapter: str,
+    task: str | None = None,
     batch_size: int = 16,
     workers: int = 2,
     prompt: str | None = None,
     decoding: DecodingConfig | None = None,
+    other_images: bool = False,
     overwrite: bool = False,
 ) -> int:
-    """Caption every sample of the shards once.
+    """Answer everything that the samples of the shards ask, once.
 
     An interrupted run goes on where it stopped, with any number of processes. Under `accelerate launch` or
     torchrun the processes share the samples.
@@ -51,9 +55,11 @@ def predict(
         shards: see `list_shards`.
         output: predictions.jsonl.
         adapter: its name, for the report.
-        batch_size: images at a time and process.
-        workers: processes that decode, for each process that captions.
-        prompt, decoding: replace the adapter's own.
+        task: one of the adapter's; None: its first.
+        batch_size: questions at a time and process.
+        workers: processes that decode, for each process that answers.
+        prompt, decoding: replace the adapter's own template and decoding.
+        other_images: the control: every sample gets the image of another one.
         overwrite: start anew.
 
     Returns:
@@ -67,77 +73,127 @@ def predict(
 
     state = PartialState(cpu=model.device.type == "cpu")
     decoding = decoding or model.config.decoding
-    text = prompt or model.processor.prompt
-    expected = expected_samples(shards)
+    tasks = model.task_format(task or next(iter(model.config.prompts.templates)))
+    if prompt is not None:
+        tasks = dataclasses.replace(tasks, form=dataclasses.replace(tasks.form, template=prompt))
+    rows = CAPTIONS if tasks.task == "caption" else ANSWERS
+    expected = expected_samples(shards, questions=tasks.task == "vqa")
     if state.is_main_process:
-        meta = {"adapter": adapter, "shards": shards, "prompt": text, "decoding": dataclasses.asdict(decoding)}
-        _claim(output, meta, overwrite)
+        meta: dict[str, Any] = {"adapter": adapter, "shards": shards, "task": tasks.task}
+        meta |= {
+            "prompt": tasks.form.template,
+            "decoding": dataclasses.asdict(decoding),
+            "other_images": other_images,
+        }
+        _claim(output, meta, rows, overwrite)
     state.wait_for_everyone()
-    done = _ids(output)
+    done = rows.ids(output)
     stream = EvaluationStream(
         list_shards(shards),
-        _Prepare(model.tower.transform()),
+        _Prepare(model.tower.transform(), tasks, done),
         list,
         batch_size=batch_size,
         rank=state.process_index,
         world_size=state.num_processes,
-        skip_ids=done,
     )
-    bad = 0
+    bad, shortened = 0, 0
     remaining = None if expected is None else (expected - len(done)) // state.num_processes
     with (
         _part(output, state.process_index).open("a", encoding="utf-8") as file,
-        Progress("captioning", remaining, "images") as bar,
+        Progress("captioning" if rows is CAPTIONS else "answering", remaining, "answers") as bar,
     ):
         for item in read_stream(stream, workers):
             for record in item.bad:
                 log(f"bad sample {record.key} in {record.shard}: {record.reason}")
             bad += len(item.bad)
-            if not item.batch:
-                continue
-            ids, keys, pixels = zip(*item.batch, strict=True)
-            inputs = model.processor.collate([text] * len(ids), pixels)
-            captions = model.processor.batch_decode(model.generate(**inputs, decoding=decoding))
-            for image_id, key, caption in zip(ids, keys, captions, strict=True):
-                row = {"image_id": image_id, "key": key, "caption": caption}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
-            bar.advance(len(ids))
+            asked = _asked(item.batch or [], other_images)
+            for start in range(0, len(asked), batch_size):
+                keys, chunk = zip(*asked[start : start + batch_size], strict=True)
+                answers = answer(model, tasks, chunk, decoding)
+                shortened += sum(said.shortened for said in answers)
+                for key, one, said in zip(keys, chunk, answers, strict=True):
+                    file.write(rows.line(one.conversation.id, key, said) + "\n")
+                file.flush()
+                bar.advance(len(chunk))
         os.fsync(file.fileno())
-    bad = sum(gather_object([bad]))
+    bad, shortened = sum(gather_object([bad])), sum(gather_object([shortened]))
+    if shortened and state.is_main_process:
+        log(f"{shortened} prompts were too long: the end of their context was left out.")
     if state.is_main_process:
-        _join(output)
+        _join(output, rows)
     state.wait_for_everyone()
-    count = len(_ids(output))
+    count = len(rows.ids(output))
     if bad or (expected is not None and count != expected):
         raise DataError(
-            f"{count} of {expected} samples of {shards} are captioned, {bad} cannot be read: "
+            f"{count} of {expected} samples of {shards} are answered, {bad} cannot be read: "
             "run `excitor-mm shards check`."
         )
     return count
 
 
+class _Prepared(NamedTuple):
+    key: str
+    asked: list[Asked]
+    """Without what an earlier run answered."""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Prepare:
-    """The transform of an evaluation stream: a sample to (image id, key, pixels)."""
+    """The transform of an evaluation stream: a sample to its open conversations."""
 
     transform: Callable[[Any], list[Tensor]]
+    tasks: TaskFormat
+    done: frozenset[Id]
 
-    def __call__(self, sample: Sample, epoch: int) -> tuple[Id, str, list[Tensor]]:
-        if sample.image is None:
-            raise BadSample("no image", f"{sample.shard}: sample {sample.key} has no image.")
-        return sample.image_id, sample.key, self.transform(load_image(sample.image))
+    def __call__(self, sample: Sample, epoch: int) -> _Prepared:
+        found = [one for one in self.tasks.conversations(sample) if one.id not in self.done]
+        pixels = self.transform(load_image(sample.image)) if found and sample.image is not None else None
+        return _Prepared(sample.key, [Asked(one, pixels) for one in found])
+
+
+def _asked(batch: list[_Prepared], other_images: bool) -> list[tuple[str, Asked]]:
+    """(key, question) of a batch; with `other_images` each sample has the image of the one before it."""
+    batch = [prepared for prepared in batch if prepared.asked]
+    if other_images and len(batch) == 1:
+        raise DataError("A single sample is left in the last batch, and no other image for it: change --batch-size.")
+    pixels = [prepared.asked[0].pixels for prepared in batch]
+    if other_images:
+        pixels = pixels[-1:] + pixels[:-1]
+    return [
+        (prepared.key, one._replace(pixels=image))
+        for prepared, image in zip(batch, pixels, strict=True)
+        for one in prepared.asked
+    ]
+
+
+class _Rows(NamedTuple):
+    """The lines of predictions.jsonl."""
+
+    id_name: str
+    text_name: str
+    read: Callable[[Path], dict[Id, str]]
+
+    def line(self, id_: Id, key: str, said: Answer) -> str:
+        """One prediction as JSON."""
+        row: dict[str, Any] = {self.id_name: id_, "key": key, self.text_name: said.text}
+        if said.log_likelihoods:
+            row["log_likelihoods"] = [round(value, 4) for value in said.log_likelihoods]
+        return json.dumps(row, ensure_ascii=False)
+
+    def ids(self, output: Path) -> frozenset[Id]:
+        """What is predicted already."""
+        return frozenset(self.read(output)) if output.exists() and output.stat().st_size else frozenset()
+
+
+CAPTIONS = _Rows("image_id", "caption", read_predictions)
+ANSWERS = _Rows("question_id", "answer", read_answers)
 
 
 def _part(output: Path, rank: int | str) -> Path:
     return output.with_name(f"{output.stem}.rank{rank}.jsonl")
 
 
-def _ids(output: Path) -> frozenset[Id]:
-    return frozenset(read_predictions(output)) if output.exists() and output.stat().st_size else frozenset()
-
-
-def _claim(output: Path, meta: dict[str, Any], overwrite: bool) -> None:
+def _claim(output: Path, meta: dict[str, Any], rows: _Rows, overwrite: bool) -> None:
     """Refuse the predictions of other settings; join what an interrupted run left."""
     meta_path = output.with_suffix(".meta.json")
     if overwrite:
@@ -147,22 +203,22 @@ def _claim(output: Path, meta: dict[str, Any], overwrite: bool) -> None:
         write_json(meta_path, meta)
     elif not meta_path.exists() or read_json(meta_path) != meta:
         raise DataError(f"{output} holds predictions of other settings: add --overwrite or change --output.")
-    _join(output)
+    _join(output, rows)
 
 
-def _join(output: Path) -> None:
+def _join(output: Path, rows: _Rows) -> None:
     """Append the parts to the output; a line that was cut off is left out and predicted again.
 
     Raises:
-        DataError: an image was captioned twice.
+        DataError: something was answered twice.
     """
     parts = sorted(output.parent.glob(_part(output, "*").name))
     lines = _whole_lines(output)
     joined = frozenset(lines)  # killed between writing and deleting, the last run left rows in both
     lines += [line for path in parts for line in _whole_lines(path) if line not in joined]
-    twice = [i for i, count in Counter(json.loads(line)["image_id"] for line in lines).items() if count > 1]
+    twice = [i for i, count in Counter(json.loads(line)[rows.id_name] for line in lines).items() if count > 1]
     if twice:
-        raise DataError(f"{len(twice)} images are twice in the shards {twice[:5]}: pack each image once.")
+        raise DataError(f"{len(twice)} {rows.id_name}s are twice in the shards {twice[:5]}: pack each once.")
     write_text(output, "".join(line + "\n" for line in lines))
     for path in parts:
         path.unlink()

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import torch
 
 from excitor_mm.checkpoint import check_folder
-from excitor_mm.config import RunConfig
-from excitor_mm.data.shards import expected_samples, list_shards
+from excitor_mm.config import RunConfig, SourceConfig
+from excitor_mm.data.images import MAX_PIXELS
+from excitor_mm.data.pipeline import ExampleMaker
+from excitor_mm.data.samples import BadSample
+from excitor_mm.data.shards import expected_samples, list_shards, read_shard
 from excitor_mm.data.stream import reader_slice
+from excitor_mm.errors import DataError
 from excitor_mm.model import ExcitorModel
-from excitor_mm.prompts import prompt_ids
-from excitor_mm.train import build_for_training, check_run
+from excitor_mm.prepare import build_for_training
+from excitor_mm.train import check_run
 
 
 def preflight(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> str:
@@ -27,26 +32,44 @@ def preflight(config: RunConfig, *, resume: bool = False, overwrite: bool = Fals
     settings, data = config.train, config.data
     check_run(config)
     check_folder(Path(settings.output), config, resume, overwrite)
-    shards = list_shards(data.train)
     model = build_for_training(config)
-    samples = expected_samples(data.train)
-    steps = f"{samples / settings.batch_size:.1f}" if samples else "unknown (no index.json)"
+    lines = [f"trainables       {sum(p.numel() for p in model.trainables().values()):,}"]
+    longest = 0
+    total = sum(source.weight for source in config.training_sources())
+    for source in config.training_sources():
+        shards, samples = list_shards(source.shards), expected_samples(source.shards)
+        share = source.weight / total
+        epoch = f"{samples / settings.batch_size / share:.1f}" if samples else "unknown (no index.json)"
+        text, length = _first_example(model, source)
+        longest = max(longest, length)
+        lines += [
+            f"source           {source.task}: {samples or 'unknown'} samples in {len(shards)} shards",
+            f"steps per epoch  {epoch}; {settings.steps} steps in all",
+            f"first example    {length} tokens: {text[:300]!r}",
+        ]
+        for worker in range(max(1, data.workers)):
+            parts = reader_slice(shards, worker, max(1, data.workers))
+            names = ", ".join(Path(shard).name + (f" every {step}." if step > 1 else "") for shard, _, step in parts)
+            lines.append(f"worker {worker} (rank 0)  {names}")
     per_forward = settings.batch_size // settings.accumulation
-    prompt = len(prompt_ids(model.processor.tokenizer, model.processor.prompt))
-    lines = [
-        f"trainables       {sum(p.numel() for p in model.trainables().values()):,}",
-        f"samples          {samples or 'unknown'} in {len(shards)} shards",
-        f"steps per epoch  {steps}; {settings.steps} steps in all",
-        f"prompt           {prompt} tokens: {model.processor.prompt[:200]!r}",
-        f"memory           about {memory_estimate(model, per_forward, prompt + 20) / 2**30:.1f} GiB",
+    lines += [
+        f"memory           about {memory_estimate(model, per_forward, longest) / 2**30:.1f} GiB",
         f"decoding         {config.decoding}",
         f"output           {settings.output}",
     ]
-    for worker in range(max(1, data.workers)):
-        parts = reader_slice(shards, worker, max(1, data.workers))
-        names = ", ".join(f"{Path(shard).name}" + (f" every {step}." if step > 1 else "") for shard, _, step in parts)
-        lines.append(f"worker {worker} (rank 0)  {names}")
     return "\n".join(lines)
+
+
+def _first_example(model: ExcitorModel, source: SourceConfig) -> tuple[str, int]:
+    """The text of a source's first usable example, as the language model reads it, and its length in tokens."""
+    tokenizer = model.processor.tokenizer
+    maker = ExampleMaker(tokenizer, model.task_format(source.task), lambda image: [], 0, MAX_PIXELS, draw=False)
+    for shard in list_shards(source.shards):
+        for sample in read_shard(shard, lambda _: None):
+            with contextlib.suppress(BadSample):
+                ids = maker(sample, 0).text.ids
+                return tokenizer.decode(ids), len(ids)
+    raise DataError(f"{source.shards} holds no sample for the task {source.task}: run `excitor-mm shards check`.")
 
 
 def memory_estimate(model: ExcitorModel, batch: int, length: int) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from excitor_mm.data.images import load_image
-from excitor_mm.prompts import prompt_ids
+from excitor_mm.data.pipeline import TaskFormat, stack_pixels
+from excitor_mm.prompts import CAPTION_INSTRUCTION, Turn, prompt_ids
 from excitor_mm.vision.tower import VisionTower
 
 ImageLike = Image.Image | bytes | str | Path
@@ -23,13 +24,21 @@ class Processor:
     Args:
         tokenizer: of the language model.
         tower: whose encoders say how images are prepared.
-        prompt: the text before the answer where a call gives none.
+        task_format: the prompts of one of the adapter's tasks.
     """
 
-    def __init__(self, tokenizer: Any, tower: VisionTower, prompt: str) -> None:
-        self.tokenizer, self.prompt = tokenizer, prompt
+    def __init__(self, tokenizer: Any, tower: VisionTower, task_format: Callable[[str], TaskFormat]) -> None:
+        self.tokenizer, self.task_format = tokenizer, task_format
         self.transform = tower.transform()
-        self.pixel_shapes = [(3, e.preprocessing.size, e.preprocessing.size) for e in tower.encoders]
+
+    @property
+    def prompt(self) -> str:
+        """The text before a caption; AdapterError where the adapter was not trained for captions."""
+        return self.tokenizer.decode(self.caption_ids(), skip_special_tokens=True)
+
+    def caption_ids(self) -> list[int]:
+        """Token ids of what asks for a caption; see `prompt`."""
+        return self.task_format("caption").render(self.tokenizer, (Turn(CAPTION_INSTRUCTION),)).ids
 
     def __call__(
         self,
@@ -40,7 +49,7 @@ class Processor:
 
         Args:
             images: a PIL image, encoded bytes, a path, or a list of them; None in a list: no image.
-            text: a prompt for all, or one for each; None: the adapter's own.
+            text: a prompt for all, or one for each; None: what asks for a caption.
 
         Returns:
             input_ids: int64[B, T], padded on the left; attention_mask: int64[B, T];
@@ -51,7 +60,9 @@ class Processor:
         """
         if images is not None and not isinstance(images, (list, tuple)):
             images = [images]  # type: ignore[list-item]
-        texts = [self.prompt if text is None else text] if text is None or isinstance(text, str) else list(text)
+        texts: list[str | list[int]] = [self.caption_ids()]
+        if text is not None:
+            texts = [text] if isinstance(text, str) else list(text)
         count = max(len(texts), len(images or []))
         texts = texts * count if len(texts) == 1 else texts
         pictures = list(images or [None] * count)
@@ -60,18 +71,18 @@ class Processor:
             raise ValueError(f"got {len(pictures)} images and {len(texts)} texts: give one text for each image")
         return self.collate(texts, [None if picture is None else self.pixels(picture) for picture in pictures])
 
-    def collate(self, texts: Sequence[str], pixels: Sequence[list[Tensor] | None]) -> dict[str, Any]:
-        """Prompts and prepared images (None: no image) to the tensors that `__call__` returns."""
-        ids = [prompt_ids(self.tokenizer, prompt) for prompt in texts]
+    def collate(self, texts: Sequence[str | list[int]], pixels: Sequence[list[Tensor] | None]) -> dict[str, Any]:
+        """Prompts, as texts or token ids, and prepared images (None: no image) to the tensors of `__call__`."""
+        ids = [prompt_ids(self.tokenizer, text) if isinstance(text, str) else text for text in texts]
+        return {**self.pad(ids), **stack_pixels(list(pixels))}
+
+    def pad(self, ids: Sequence[list[int]]) -> dict[str, Any]:
+        """Prompts to input_ids and attention_mask, int64[B, T], padded on the left."""
         longest = max(map(len, ids))
         padding = self.tokenizer.pad_token_id or 0
-        blank = [torch.zeros(shape) for shape in self.pixel_shapes]
-        filled = [blank if image is None else image for image in pixels]
         return {
             "input_ids": torch.tensor([[padding] * (longest - len(row)) + row for row in ids]),
             "attention_mask": torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids]),
-            "pixel_values": [torch.stack(group) for group in zip(*filled, strict=True)],
-            "image_mask": torch.tensor([image is not None for image in pixels]),
         }
 
     def pixels(self, image: ImageLike) -> list[Tensor]:

@@ -1,22 +1,23 @@
-"""Prompt templates, the palette, and the line between prompt and answer.
+"""Prompt templates, and the line between prompt and answer.
 
-One pair of functions turns text into token ids for training, captioning and evaluation alike, so the three
-cannot drift apart: `prompt_ids` before the answer, `answer_ids` after it.
-
-The palette: an Excitor moves attention between the words of the prompt but never adds values of its own, so
-the prompt's words are what it paints with. `choose_palette` picks them from the training captions.
+In: the turns of a conversation. Out: token ids, and where in them the answers stand. One function, `render`, does
+this for training, validation, captions and answers alike, so that they cannot drift apart.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
-from excitor_mm.errors import ConfigError
+from excitor_mm.errors import ConfigError, DataError
 
 PALETTE = "{palette}"
+CHAT = "chat"
+"""The name that stands for the language model's own chat template."""
+CAPTION_INSTRUCTION = "Generate caption of this image"
+"""What asks for a caption where a template has a place for a question; the wording of LLaMA-Adapter."""
 
 TEMPLATES = {
     "palette": "{palette}\nCaption:",
@@ -25,16 +26,25 @@ TEMPLATES = {
         "Below is an instruction that describes a task. Write a response that appropriately completes the "
         "request.\n\n### Instruction:\nGenerate caption of this image\n\n### Response:"
     ),
+    "alpaca": (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the "
+        "request.\n\n### Instruction:\n{question}\n\n### Response:"
+    ),
+    "short-answer": "Question: {question}\nShort answer:",
+    "palette-answer": "Question: {question}\nAnswers: {palette}\nShort answer:",
+    "plain": "{question}",
 }
-"""Named templates. The Alpaca wording is that of the LLaMA-Adapter recipe the paper builds on."""
+"""Named templates; `chat` stands beside them. The Alpaca wording is that of the LLaMA-Adapter recipe the paper builds
+on; `plain` suits ScienceQA, whose formats say "Question:" and "Answer:" themselves."""
 
-FUNCTION_WORDS = frozenset(
-    "a an the this that these those some any each other another it its he his him she her they their them "
-    "there here who which what is are was be been being am has have had do does as at by for from in into of "
-    "off on onto out over to up down with while and or but so than then very s t one near next top around "
-    "through under behind along across between about against not no".split()
-)
-"""English words that name nothing in a picture; never in the palette."""
+CONTEXT_TEMPLATES = {
+    "alpaca": (
+        "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+        "response that appropriately completes the request.\n\n### Instruction:\n{question}\n\n### Input:\n{context}"
+        "\n\n### Response:"
+    ),
+}
+"""Used instead where a turn has a context; other templates take it as a further line of the question."""
 
 
 class Tokenizer(Protocol):
@@ -46,35 +56,53 @@ class Tokenizer(Protocol):
         """Text to token ids."""
         ...
 
+    def decode(self, token_ids: list[int]) -> str:
+        """The inverse."""
+        ...
 
-def content_words(caption: str) -> list[str]:
-    """Lower-case words of a caption without function words."""
-    return [word for word in re.findall(r"[a-z]+", caption.lower()) if word not in FUNCTION_WORDS]
+
+class Turn(NamedTuple):
+    """What a user says, and what the model answers."""
+
+    question: str = ""
+    """Never shortened."""
+    context: str = ""
+    """A further line; its end is left out where a prompt is too long."""
+    rest: str = ""
+    """Lines behind the context, never shortened."""
+    answer: str | None = None
+    """None: still to be written."""
+
+    @property
+    def text(self) -> str:
+        """All lines of the user."""
+        return "\n".join(part for part in self[:3] if part)
 
 
-def choose_palette(captions: Iterable[str], size: int, choice: str = "frequent") -> tuple[str, ...]:
-    """Words for the palette prompt, the most frequent first; equal counts in alphabetical order.
+@dataclass(frozen=True)
+class PromptFormat:
+    """How turns become text: chosen in a run's configuration, stored in the adapter."""
 
-    Args:
-        captions: the training captions.
-        size: number of words; fewer when the captions hold fewer.
-        choice: "frequent", or "spread": as many words, evenly spaced over the frequency list of all words
-            seen at least three times.
+    template: str
+    """`chat`, a name in `TEMPLATES`, or a text with `{question}`, `{context}` and `{palette}` where wanted."""
+    palette: tuple[str, ...] = ()
+    """Words that fill `{palette}`."""
+    system: str = ""
+    """What stands before the first turn; a chat template may have a text of its own, which this replaces."""
 
-    Raises:
-        ConfigError: an unknown choice, or captions without a content word.
-    """
-    counts = Counter(word for caption in captions for word in content_words(caption))
-    ranked = sorted(counts, key=lambda word: (-counts[word], word))
-    if not ranked:
-        raise ConfigError("The training captions hold no content word: a palette prompt needs some.")
-    if choice == "frequent":
-        return tuple(ranked[:size])
-    if choice == "spread":
-        usual = [word for word in ranked if counts[word] >= 3] or ranked
-        step = max(1.0, len(usual) / size)
-        return tuple(usual[int(index * step)] for index in range(min(size, len(usual))))
-    raise ConfigError(f"prompt.palette_choice is {choice!r}: choose frequent or spread.")
+
+class Rendered(NamedTuple):
+    """A conversation as the language model reads it."""
+
+    ids: list[int]
+    answers: list[tuple[int, int]]
+    """Where each answer begins and ends; the end token belongs to it."""
+    cut: int
+    """Tokens of context left out because the prompt was too long."""
+
+
+class TooLong(DataError):
+    """A prompt that no shortening of its context makes short enough."""
 
 
 def fill_template(template: str, palette: Iterable[str] = ()) -> str:
@@ -83,29 +111,143 @@ def fill_template(template: str, palette: Iterable[str] = ()) -> str:
     Raises:
         ConfigError: `{palette}` without words.
     """
-    text = TEMPLATES.get(template, template)
-    if PALETTE not in text:
-        return text
+    return _fill(TEMPLATES.get(template, template), {}, palette)
+
+
+def _fill(text: str, fields: Mapping[str, str], palette: Iterable[str]) -> str:
+    """All places filled in one pass, so that braces in a user's text stay what they are."""
     words = " ".join(palette)
-    if not words:
-        raise ConfigError(f"The prompt template {template!r} holds {PALETTE}, but no palette words are given.")
-    return text.replace(PALETTE, words)
+    if PALETTE in text and not words:
+        raise ConfigError(f"The prompt template {text!r} holds {PALETTE}, but no palette words are given.")
+    values = {"palette": words, **fields}
+    return re.sub(r"\{(palette|question|context)\}", lambda found: values.get(found[1], found[0]), text)
 
 
-def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of the prompt, with the tokenizer's own opening token.
+def render(tokenizer: Any, form: PromptFormat, turns: Sequence[Turn], limit: int | None = None) -> Rendered:
+    """Token ids of a conversation.
+
+    Args:
+        tokenizer: of the language model.
+        form: which words stand around the turns.
+        turns: all with answers but perhaps the last; without its answer the ids end where it begins.
+        limit: longest allowed number of ids; contexts are shortened from their end.
+
+    Raises:
+        ConfigError: a template that does not suit the tokenizer or the turns, or a prompt of one token.
+        DataError: an answer without a word.
+        TooLong: over the limit with all contexts left out.
+    """
+    turns, cut = list(turns), 0
+    while True:
+        ids, answers = (_chat if form.template == CHAT else _templated)(tokenizer, form, turns)
+        over = 0 if limit is None else len(ids) - limit
+        if over <= 0:
+            return Rendered(ids, answers, cut)
+        place = max(range(len(turns)), key=lambda index: len(turns[index].context))
+        context = tokenizer.encode(turns[place].context, add_special_tokens=False)
+        if not context:
+            raise TooLong(
+                f"A prompt has {len(ids)} tokens without any context, at most {limit} are possible: shorten the "
+                "question, or raise prompt.max_tokens."
+            )
+        kept = tokenizer.decode(context[: max(0, len(context) - over)]).rstrip("\ufffd")
+        kept = kept if len(kept) < len(turns[place].context) else kept[:-1]
+        turns[place] = turns[place]._replace(context=kept)
+        cut += min(over, len(context))
+
+
+def _templated(tokenizer: Any, form: PromptFormat, turns: Sequence[Turn]) -> tuple[list[int], list[tuple[int, int]]]:
+    ids: list[int] = []
+    answers = []
+    for number, turn in enumerate(turns):
+        prompt = _prompt_text(form, turn, first=number == 0)
+        before = prompt_ids(tokenizer, prompt, first=number == 0)
+        ids += before
+        if turn.answer is not None:
+            answer = answer_ids(tokenizer, prompt, turn.answer, first=number == 0)
+            answers.append((len(ids), len(ids) + len(answer)))
+            ids += answer
+    return ids, answers
+
+
+def _prompt_text(form: PromptFormat, turn: Turn, first: bool) -> str:
+    """A turn in a text template. Later turns repeat its paragraphs from that with `{question}` on."""
+    text = TEMPLATES.get(form.template, form.template)
+    fields = {"question": turn.text}
+    if turn.context and form.template in CONTEXT_TEMPLATES:
+        text = CONTEXT_TEMPLATES[form.template]
+        fields = {"question": turn._replace(context="").text, "context": turn.context}
+    place = text.find("{question}")
+    if place < 0 and turn.text not in ("", CAPTION_INSTRUCTION):
+        raise ConfigError(
+            f"The prompt template {form.template!r} has no place for a question: take an adapter that was trained on "
+            "questions, or a template with {question}."
+        )
+    if not first:
+        start = text.rfind("\n\n", 0, max(place, 0))
+        text = "\n\n" + (text[start + 2 :] if start >= 0 else text)
+    elif form.system:
+        text = f"{form.system}\n\n{text}"
+    return _fill(text, fields, form.palette)
+
+
+def _chat(tokenizer: Any, form: PromptFormat, turns: Sequence[Turn]) -> tuple[list[int], list[tuple[int, int]]]:
+    messages = [{"role": "system", "content": form.system}] if form.system else []
+    ids: list[int] = []
+    answers = []
+    for turn in turns:
+        messages.append({"role": "user", "content": turn.text})
+        opened = _chat_ids(tokenizer, messages, form.system, answering=True)
+        closed = opened
+        if turn.answer is not None:
+            messages.append({"role": "assistant", "content": _worded(turn.answer)})
+            closed = _chat_ids(tokenizer, messages, form.system, answering=False)
+        if opened[: len(ids)] != ids or closed[: len(opened)] != opened:
+            raise ConfigError(
+                "The chat template of the language model rewrites earlier turns: choose another prompt.template."
+            )
+        ids = opened
+        if turn.answer is not None:
+            ids = closed[: _end(closed, tokenizer.eos_token_id, len(opened))]
+            ids += [] if ids[-1] == tokenizer.eos_token_id else [_eos(tokenizer)]
+            answers.append((len(opened), len(ids)))
+    return ids, answers
+
+
+def _chat_ids(tokenizer: Any, messages: list[dict[str, str]], system: str, answering: bool) -> list[int]:
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise ConfigError("The language model has no chat template: choose alpaca or another prompt.template.")
+    import jinja2
+
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answering)
+    except jinja2.TemplateError as error:
+        raise ConfigError(f"The chat template of the language model refuses these turns ({error}).") from error
+    if system.strip() not in text:
+        raise ConfigError("The chat template of the language model has no system role: leave prompt.system empty.")
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def _end(ids: list[int], eos: int | None, start: int) -> int:
+    """Behind the last end token from `start` on, or the end of the ids; templates put a line break there."""
+    places = [place for place in range(start, len(ids)) if ids[place] == eos]
+    return places[-1] + 1 if places else len(ids)
+
+
+def prompt_ids(tokenizer: Tokenizer, text: str, first: bool = True) -> list[int]:
+    """Token ids of the prompt; with the tokenizer's own opening token where it is the `first` of a conversation.
 
     Raises:
         ConfigError: fewer than two tokens. The first position sees only itself, so an Excitor cannot
             influence it and a one-token prompt would make the first word blind.
     """
-    ids = tokenizer.encode(text, add_special_tokens=True)
+    ids = tokenizer.encode(text, add_special_tokens=first)
     if len(ids) < 2:
         raise ConfigError(f"The prompt {text!r} has {len(ids)} token(s): at least 2 are needed.")
     return ids
 
 
-def answer_ids(tokenizer: Tokenizer, prompt: str, answer: str) -> list[int]:
+def answer_ids(tokenizer: Tokenizer, prompt: str, answer: str, first: bool = True) -> list[int]:
     """Token ids of an answer as they follow `prompt`, closed by the end-of-sequence token.
 
     Both are encoded together, because byte-level and sentencepiece tokenizers treat a leading space
@@ -113,14 +255,27 @@ def answer_ids(tokenizer: Tokenizer, prompt: str, answer: str) -> list[int]:
 
     Raises:
         ConfigError: the last token of the prompt would change with the answer, or no end token exists.
+        DataError: an answer without a word.
     """
-    if tokenizer.eos_token_id is None:
-        raise ConfigError("The tokenizer has no end-of-sequence token: set one in its folder.")
-    before = prompt_ids(tokenizer, prompt)
-    ids = tokenizer.encode(prompt + " " + " ".join(answer.split()), add_special_tokens=True)
+    before = prompt_ids(tokenizer, prompt, first)
+    ids = tokenizer.encode(prompt + " " + _worded(answer), add_special_tokens=first)
     if ids[: len(before)] != before:
         raise ConfigError(
             f"The prompt {prompt!r} and the answer {answer!r} share a token: end the template with a colon "
             "or a line break."
         )
-    return [*ids[len(before) :], tokenizer.eos_token_id]
+    if not tokenizer.decode(ids[len(before) :]).strip():
+        raise DataError(f"The answer {answer!r} has no token that says anything: leave the row out, or rewrite it.")
+    return [*ids[len(before) :], _eos(tokenizer)]
+
+
+def _worded(answer: str) -> str:
+    if not answer.strip():
+        raise DataError("An answer is empty: leave the row out, or write the answer.")
+    return answer.strip()
+
+
+def _eos(tokenizer: Tokenizer) -> int:
+    if tokenizer.eos_token_id is None:
+        raise ConfigError("The tokenizer has no end-of-sequence token: set one in its folder.")
+    return tokenizer.eos_token_id

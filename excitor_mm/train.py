@@ -1,8 +1,8 @@
-"""Train Excitor blocks on caption shards: configuration in, run folder out.
+"""Train Excitor blocks on shards: configuration in, run folder out.
 
     <output>/config.yaml       the resolved configuration
     <output>/metrics.jsonl     one line every log_every steps, and one for each validation
-    <output>/best/, last/      adapter folders: highest validation CIDEr, and the latest
+    <output>/best/, last/      adapter folders: best validation score, and the latest
     <output>/checkpoint.pt     what `--resume` needs: trainables, optimizer, position
 
 The loop is read from top to bottom in `train`. The loss of a step is divided once by the number of answer
@@ -13,31 +13,30 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import importlib.util
 import json
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 
+from excitor_mm.batches import training_batches
 from excitor_mm.checkpoint import RunState, check_folder, claim_folder
 from excitor_mm.config import RunConfig
 from excitor_mm.console import Progress, log
-from excitor_mm.data.pipeline import IGNORE, Batch, ExampleMaker, collate
-from excitor_mm.data.shards import list_shards, read_shard
-from excitor_mm.data.stream import TrainingStream, read_stream
+from excitor_mm.data.pipeline import IGNORE, Batch
+from excitor_mm.data.shards import list_shards
+from excitor_mm.data.tasks import IMAGE_TASKS
 from excitor_mm.errors import ConfigError, DataError, DependencyError
 from excitor_mm.language import choose_device
 from excitor_mm.lora import lora_dropout
 from excitor_mm.metrics.java import find_java
-from excitor_mm.model import ExcitorModel, build_model
-from excitor_mm.prompts import PALETTE, TEMPLATES, answer_ids, choose_palette
-from excitor_mm.validate import validate
+from excitor_mm.model import ExcitorModel
+from excitor_mm.prepare import build_for_training
+from excitor_mm.validate import SCORES, validate
 
 
 def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> Path:
@@ -56,11 +55,7 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
     """
     settings = config.train
     output = Path(settings.output)
-    accelerator = Accelerator(
-        cpu=choose_device(settings.device).type == "cpu",
-        log_with=list(settings.trackers) or None,
-        project_dir=output,
-    )
+    accelerator = make_accelerator(config)
     check_run(config, accelerator.num_processes)
     if accelerator.is_main_process:
         check_folder(output, config, resume, overwrite)
@@ -72,18 +67,18 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
 
     wrapped = accelerator.prepare(model)
     optimizer = make_optimizer(model, config)
-    state = RunState(model, optimizer, output)
+    state = RunState(model, optimizer, output, [SCORES[source.task][1] for source in config.validation_sources()])
     if resume:
         state.load()
         if accelerator.is_main_process:
             state.forget_later_metrics()
-    batches = _batches(config, model, accelerator, start=state.step * settings.accumulation)
+    batches = training_batches(config, model, accelerator, start=state.step * settings.accumulation)
     if accelerator.is_main_process:
         log(f"{sum(p.numel() for p in model.trainables().values()):,} trainable parameters on {model.device}")
         accelerator.init_trackers("excitor-mm", {"config": json.dumps(dataclasses.asdict(config))})
 
     frozen = frozen_checksums(model)
-    started, images, tokens = time.monotonic(), 0, 0
+    started, images, tokens, shortened = time.monotonic(), 0, 0, 0
     with Progress("training", settings.steps, "steps", done=state.step) as bar:
         ended = state.step >= settings.steps or state.out_of_patience(settings.patience)
         while not ended:
@@ -91,6 +86,7 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
             window = [next(batches) for _ in range(settings.accumulation)]
             loss, norm, count = train_step(wrapped, optimizer, window, accelerator, config)
             state.step += 1
+            shortened += sum(batch.shortened for batch in window)
             images, tokens = images + settings.batch_size, tokens + count
             seconds = time.monotonic() - started
             speed = {"images_per_s": images / seconds, "tokens_per_s": tokens / seconds}
@@ -98,12 +94,13 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
             bar.advance(note=f"loss {loss:.3f}, rate {rate:.1e}, {shown}")
             if state.step % settings.log_every == 0:
                 facts = {"loss": loss, "learning_rate": rate, "grad_norm": norm, **speed}
+                facts |= {"shortened": shortened} if shortened else {}  # prompts of this process
                 state.note(accelerator, facts)
             last = state.step == settings.steps
             if config.data.validation and (last or state.step % settings.validate_every == 0):
-                scores = validate(model, config, accelerator)
+                scores, chosen = validate(model, config, accelerator)
                 state.note(accelerator, scores)
-                state.judge(scores["cider"], accelerator)
+                state.judge(chosen, accelerator)
             ended = last or state.out_of_patience(settings.patience)
             if accelerator.is_main_process and (ended or state.step % settings.save_every == 0):
                 state.save()
@@ -115,27 +112,17 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
     return output / "best"
 
 
-def build_for_training(config: RunConfig) -> ExcitorModel:
-    """The frozen parts, and fresh Excitor blocks with the palette of the training captions."""
-    palette: tuple[str, ...] = ()
-    if PALETTE in TEMPLATES.get(config.prompt.template, config.prompt.template):
-        captions = training_captions(config)
-        palette = choose_palette(captions, config.prompt.palette_size, config.prompt.palette_choice)
-    model = build_model(
-        config.language,
-        config.vision,
-        config.excitor,
-        config.prompt.template,
-        list(palette),
-        config.decoding,
-        config.lora,
+def make_accelerator(config: RunConfig) -> Accelerator:
+    """Of the device and trackers that the configuration wants."""
+    imageless = any(source.task not in IMAGE_TASKS for source in config.training_sources())
+    # A batch without an image leaves the visual projections without a gradient, which DDP must be told.
+    tolerant = [DistributedDataParallelKwargs(find_unused_parameters=True)] if imageless else []
+    return Accelerator(
+        cpu=choose_device(config.train.device).type == "cpu",
+        log_with=list(config.train.trackers) or None,
+        project_dir=config.train.output,
+        kwargs_handlers=tolerant,
     )
-    answer_ids(model.processor.tokenizer, model.processor.prompt, "a word")  # refuses an unusable prompt
-    model.eval()  # frozen parts never train; the Excitor blocks have no dropout
-    if config.train.gradient_checkpointing:
-        model.language.train()
-        model.language.activation_checkpointing_enable()
-    return model
 
 
 def frozen_checksums(model: ExcitorModel) -> dict[str, int]:
@@ -147,16 +134,6 @@ def frozen_checksums(model: ExcitorModel) -> dict[str, int]:
     }
 
 
-def training_captions(config: RunConfig) -> list[str]:
-    """All captions of the training shards; what cannot be read is counted later, by the stream."""
-    return [
-        caption
-        for shard in list_shards(config.data.train)
-        for sample in read_shard(shard, lambda _: None)
-        for caption in sample.captions
-    ]
-
-
 def make_optimizer(model: ExcitorModel, config: RunConfig) -> torch.optim.AdamW:
     """AdamW with the gates in a group of their own: their own rate, and no decay."""
     named = model.trainables()
@@ -166,10 +143,10 @@ def make_optimizer(model: ExcitorModel, config: RunConfig) -> torch.optim.AdamW:
     gate_rate = settings.gate_learning_rate or settings.learning_rate
     return torch.optim.AdamW(
         [
-            {"params": others, "peak": settings.learning_rate, "weight_decay": settings.weight_decay},
-            {"params": gates, "peak": gate_rate, "weight_decay": 0.0},
+            {"params": others, "peak": float(settings.learning_rate), "weight_decay": float(settings.weight_decay)},
+            {"params": gates, "peak": float(gate_rate), "weight_decay": 0.0},
         ],
-        lr=settings.learning_rate,
+        lr=float(settings.learning_rate),
         betas=(0.9, 0.95),
     )
 
@@ -219,33 +196,8 @@ def train_step(
     return summed.item(), norm.item(), int(total)
 
 
-def _batches(config: RunConfig, model: ExcitorModel, accelerator: Accelerator, start: int) -> Iterator[Batch]:
-    """Batches of this rank from position `start`; bad samples are logged as they are found."""
-    settings, data = config.train, config.data
-    shares = accelerator.num_processes * settings.accumulation
-    tokenizer = model.processor.tokenizer
-    image_transform = model.tower.transform(data.crop_scale, data.flip)
-    maker = ExampleMaker(tokenizer, model.processor.prompt, image_transform, settings.seed, data.max_pixels, True)
-    stream = TrainingStream(
-        list_shards(data.train),
-        maker,
-        functools.partial(collate, padding=tokenizer.pad_token_id),
-        batch_size=settings.batch_size // shares,
-        seed=settings.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        shuffle_buffer=data.shuffle_buffer,
-        max_bad_fraction=data.max_bad_fraction,
-        start_batch=start,
-    )
-    for item in read_stream(stream, data.workers):
-        for record in item.bad:
-            log(f"bad sample {record.key} in {record.shard}: {record.reason}")
-        yield item.batch
-
-
 def check_run(config: RunConfig, processes: int = 1) -> None:
-    """Fail on what would fail later: device, trackers, batch size, shards, Java.
+    """Fail on what would fail later: device, trackers, batch size, shards, templates, Java.
 
     Raises:
         ConfigError, DataError, DependencyError: a sentence for each.
@@ -262,7 +214,8 @@ def check_run(config: RunConfig, processes: int = 1) -> None:
             f"train.batch_size is {config.train.batch_size}, which {shares} (ranks x accumulation) does not divide: "
             "choose a multiple."
         )
-    list_shards(config.data.train)
-    if config.data.validation:
-        list_shards(config.data.validation)
+    for source in [*config.training_sources(), *config.validation_sources()]:
+        list_shards(source.shards)
+    config.templates()
+    if any(source.task == "caption" for source in config.validation_sources()):
         find_java()

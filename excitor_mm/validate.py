@@ -1,58 +1,118 @@
-"""Validation during training: loss and CIDEr of greedy captions, over all ranks."""
+"""Validation during training: the loss and the score of each source's task, over all ranks."""
 
 from __future__ import annotations
 
-import functools
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from excitor_mm.config import DecodingConfig, RunConfig
-from excitor_mm.data.pipeline import ExampleMaker, collate
+from excitor_mm.answer import Asked, answer
+from excitor_mm.config import DecodingConfig, RunConfig, SourceConfig
+from excitor_mm.data.pipeline import Batch, Example, ExampleMaker, collate
+from excitor_mm.data.samples import Sample
 from excitor_mm.data.shards import list_shards
 from excitor_mm.data.stream import EvaluationStream, read_stream
+from excitor_mm.data.tasks import Conversation
 from excitor_mm.metrics.captions import score_captions
+from excitor_mm.metrics.scienceqa import LETTERS, extract_choice
+from excitor_mm.metrics.vqa import accuracy
 from excitor_mm.model import ExcitorModel
+
+SCORES = {
+    "caption": ("cider", "CIDEr x100 (greedy)"),
+    "vqa": ("vqa_accuracy", "VQA accuracy x100 (greedy)"),
+    "scienceqa": ("choice_accuracy", "choice accuracy x100"),
+    "instructions": ("minus_loss", "negative loss per answer token"),
+}
+"""Task -> name of its score in metrics.jsonl, and in words; higher is better."""
+
+
+class Validated(NamedTuple):
+    """One validation."""
+
+    scores: dict[str, float]
+    """validation_loss, per answer token of each sample's first conversation, and the task's score; of a second and
+    later source with the task's name before them."""
+    chosen: float
+    """The first source's score, which chooses best/."""
+
+
+def validate(model: ExcitorModel, config: RunConfig, accelerator: Accelerator) -> Validated:
+    """Score the validation sources."""
+    scores: dict[str, float] = {}
+    sources = config.validation_sources()
+    for number, source in enumerate(sources):
+        prefix = f"{source.task}." if number else ""
+        scores |= {prefix + name: value for name, value in _validate(model, config, source, accelerator).items()}
+    return Validated(scores, scores[SCORES[sources[0].task][0]])
+
+
+class _Checked(NamedTuple):
+    """A batch with everything that its samples ask."""
+
+    batch: Batch
+    asked: list[Asked]
+
+
+class _Maker:
+    """The transform of the stream, and its collation."""
+
+    def __init__(self, maker: ExampleMaker) -> None:
+        self.maker = maker
+
+    def __call__(self, sample: Sample, epoch: int) -> tuple[Example, list[Conversation]]:
+        return self.maker(sample, epoch), self.maker.tasks.conversations(sample)
+
+    def collate(self, made: list[tuple[Example, list[Conversation]]]) -> _Checked:
+        """Examples to a batch, and every conversation with its image."""
+        asked = [Asked(conversation, example.pixels) for example, found in made for conversation in found]
+        return _Checked(collate([example for example, _ in made], self.maker.tokenizer.pad_token_id), asked)
 
 
 @torch.no_grad()
-def validate(model: ExcitorModel, config: RunConfig, accelerator: Accelerator) -> dict[str, float]:
-    """Score the validation shards.
-
-    Returns:
-        validation_loss, per answer token of each sample's first caption; cider, x100, greedy.
-    """
-    data, tokenizer = config.data, model.processor.tokenizer
-    maker = ExampleMaker(
-        tokenizer, model.processor.prompt, model.tower.transform(), config.train.seed, data.max_pixels, False
+def _validate(
+    model: ExcitorModel, config: RunConfig, source: SourceConfig, accelerator: Accelerator
+) -> dict[str, float]:
+    data, tokenizer, tasks = config.data, model.processor.tokenizer, model.task_format(source.task)
+    size = max(1, config.train.batch_size // (accelerator.num_processes * config.train.accumulation))
+    maker = _Maker(
+        ExampleMaker(tokenizer, tasks, model.tower.transform(), config.train.seed, data.max_pixels, draw=False)
     )
-    assert data.validation is not None
     stream = EvaluationStream(
-        list_shards(data.validation),
+        list_shards(source.shards),
         maker,
-        functools.partial(collate, padding=tokenizer.pad_token_id),
-        batch_size=max(1, config.train.batch_size // (accelerator.num_processes * config.train.accumulation)),
+        maker.collate,
+        batch_size=size,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
     greedy = DecodingConfig(beams=1, max_new_tokens=config.decoding.max_new_tokens)
     summed, count = torch.zeros((), device=accelerator.device), torch.zeros((), device=accelerator.device)
-    rows: list[tuple[Any, str, tuple[str, ...]]] = []
+    rows: list[tuple[Conversation, str]] = []
     for item in read_stream(stream, data.workers):
         if item.batch is None:
             continue
-        inputs = item.batch.inputs
-        loss, tokens = model(**inputs)
+        loss, tokens = model(**item.batch.batch.inputs)
         summed, count = summed + loss, count + tokens
-        prompts = model.processor.collate([model.processor.prompt] * len(item.batch.keys), [None])
-        prompts |= {"pixel_values": inputs["pixel_values"], "image_mask": inputs["image_mask"]}
-        captions = model.processor.batch_decode(model.generate(**prompts, decoding=greedy))
-        rows += zip(item.batch.image_ids, captions, item.batch.captions, strict=True)
+        asked = item.batch.asked if source.task != "instructions" else []
+        for start in range(0, len(asked), size):
+            chunk = asked[start : start + size]
+            for one, said in zip(chunk, answer(model, tasks, chunk, greedy), strict=True):
+                rows.append((one.conversation, said.text))
     rows = gather_object(rows)
     summed, count = accelerator.reduce(summed, reduction="sum"), accelerator.reduce(count, reduction="sum")
-    predictions = {image_id: caption for image_id, caption, _ in rows}
-    references = {image_id: list(truth) for image_id, _, truth in rows}
-    scores = score_captions(predictions, references, ["CIDEr"]).scores
-    return {"validation_loss": (summed / count).item(), "cider": scores["CIDEr"]}
+    loss_per_token = (summed / count).item()
+    score = -loss_per_token if source.task == "instructions" else _score(source.task, rows)
+    return {"validation_loss": loss_per_token, SCORES[source.task][0]: score}
+
+
+def _score(task: str, rows: list[tuple[Conversation, str]]) -> float:
+    """x100, of conversations with what was answered."""
+    if task == "caption":
+        references = {one.id: list(one.answers) for one, _ in rows}
+        return score_captions({one.id: text for one, text in rows}, references, ["CIDEr"]).scores["CIDEr"]
+    if task == "vqa":
+        return 100 * sum(accuracy(text, one.answers) for one, text in rows) / len(rows)
+    return 100 * sum(extract_choice(text, len(LETTERS)) == one.right for one, text in rows) / len(rows)

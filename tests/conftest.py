@@ -22,6 +22,7 @@ from excitor_mm.config import (
     LanguageConfig,
     LoraConfig,
     PromptConfig,
+    Prompts,
     RunConfig,
     TrainConfig,
 )
@@ -129,8 +130,7 @@ def tiny_adapter(language_folder: Path, encoder_file: Path, tmp_path_factory: py
         LanguageConfig(path=str(language_folder), dtype="float32"),
         [EncoderConfig("timm", "test_vit", str(encoder_file))],
         ExcitorConfig(layers=2, prompts=4, rank=4, visual_rank=4, gate_start=4.0),
-        "A picture:",
-        [],
+        Prompts({"caption": "A picture:"}),
         DecodingConfig(beams=1, max_new_tokens=12),
         LoraConfig(),
     )

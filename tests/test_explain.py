@@ -174,7 +174,7 @@ def test_the_command_writes_picture_and_data(run_config: RunConfig, tmp_path: Pa
     assert arrays["maps"].shape == (5, *arrays["seen"].shape)
     assert Image.open(tmp_path / "out" / "explanation.png").width == 4 * arrays["seen"].shape[1]
     assert main([*command[:-1], " ", "--output", str(tmp_path / "out")]) == 2
-    assert "no words to explain" in capsys.readouterr().err
+    assert "An answer is empty" in capsys.readouterr().err
 
 
 def test_a_model_without_encoders_cannot_be_explained(model: ExcitorModel) -> None:

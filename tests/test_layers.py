@@ -10,13 +10,13 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 ROWS = [
     {"errors", "ranges"},
-    {"console", "config", "prompts", "files"},
+    {"console", "config", "prompts", "palette", "files"},
     {"defaults", "excitor", "switches", "metrics", "data"},
     {"card", "vision"},
     {"llama", "adapter", "references", "pictures", "caption_files"},
     {"processor", "language", "lora"},
     {"model", "heatmap"},
-    {"likelihood"},
+    {"likelihood", "answer", "batches", "prepare"},
     {"generate", "explain", "mmlu", "predict", "evaluate", "submit", "validate", "report", "describe", "checkpoint"},
     {"train", "hub", "forgetting"},
     {"preflight", "options"},

@@ -1,13 +1,14 @@
-"""COCO captions, Karpathy's split and VQAv2 files, read into one record an image."""
+"""COCO captions and Karpathy's split, with VQAv2 questions where wanted, read into one record an image."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from excitor_mm.data.samples import Question, clean_caption
+from excitor_mm.data.pack import Id, Record
+from excitor_mm.data.samples import Sample, clean_caption
+from excitor_mm.data.vqa import listed_rows, read_questions
 from excitor_mm.errors import DataError
 from excitor_mm.files import read_json
 
@@ -23,18 +24,7 @@ KARPATHY_SPLITS = {
 }
 
 
-@dataclass(frozen=True)
-class Record:
-    """One image of the data set, not read yet."""
-
-    image_id: int
-    paths: tuple[Path, ...]
-    """Where the file may lie, the likeliest first."""
-    captions: tuple[str, ...]
-    questions: tuple[Question, ...]
-
-
-def read_records(source: Source) -> tuple[list[Record], dict[str, list[int]]]:
+def read_records(source: Source) -> tuple[list[Record], dict[str, list[Id]]]:
     """All images of the chosen split, and the ids that cannot be packed: named twice, without captions or unknown.
 
     Raises:
@@ -43,7 +33,7 @@ def read_records(source: Source) -> tuple[list[Record], dict[str, list[int]]]:
     if source.captions is None and source.karpathy is None:
         raise DataError("Neither --captions nor --karpathy is given: one of them must name the captions.")
     files, captions = _from_coco(source) if source.captions else ({}, {})
-    problems: dict[str, list[int]] = {}
+    problems: dict[str, list[Id]] = {}
     if source.karpathy:
         chosen, raw = _from_karpathy(source)
         captions = {i: captions.get(i) or raw[i] for i in chosen}
@@ -54,33 +44,20 @@ def read_records(source: Source) -> tuple[list[Record], dict[str, list[int]]]:
         files = {i: names for i, names in files.items() if i in wanted}
     if not files:
         raise DataError(f"No image is left of {source.captions or source.karpathy}: check --split.")
-    questions = _questions(source)
+    questions = read_questions(source.questions, source.answers) if source.questions else {}
     problems["duplicate"] = [i for i, names in files.items() if len(names) > 1]
-    wordless = [i for i in files if not captions.get(i) and not questions.get(i)]
+    wordless: list[Id] = [i for i in files if not captions.get(i) and not questions.get(i)]
     problems["without captions"] = wordless if captions or questions else []  # test2014 has none at all
     unusable = {i for ids in problems.values() for i in ids}
     records = [
         Record(
-            i,
+            Sample(f"{i:012d}", i, None, tuple(captions.get(i, ())), tuple(questions.get(i, ()))),
             tuple(source.images / part for part in dict.fromkeys((names[0], Path(names[0]).name))),
-            tuple(captions.get(i, ())),
-            tuple(questions.get(i, ())),
         )
         for i, names in files.items()
         if i not in unusable
     ]
     return records, problems
-
-
-def _rows(path: Path, value: Any, *keys: str) -> list[dict[str, Any]]:
-    """A list of objects under value[keys[0]] that all have the other keys."""
-    rows = value.get(keys[0]) if isinstance(value, dict) else None
-    if not isinstance(rows, list):
-        raise DataError(f"{path} has no list {keys[0]!r}: give the file in its official format.")
-    for row in rows:
-        if not isinstance(row, dict) or any(key not in row for key in keys[1:]):
-            raise DataError(f"{path}: an entry of {keys[0]!r} lacks one of {list(keys[1:])}: {str(row)[:80]}")
-    return rows
 
 
 def _number(path: Path, value: Any) -> int:
@@ -95,14 +72,14 @@ def _from_coco(source: Source) -> tuple[dict[int, list[str]], dict[int, list[str
     assert path is not None
     value = read_json(path)
     files: dict[int, list[str]] = {}
-    for row in _rows(path, value, "images", "id", "file_name"):
+    for row in listed_rows(path, value, "images", "id", "file_name"):
         files.setdefault(_number(path, row["id"]), []).append(str(row["file_name"]))
     uses = Counter(name for names in files.values() for name in set(names))
     for names in files.values():
         if uses[names[0]] > 1:
             names.append(names[0])  # the same file under two ids: both are duplicates
     captions: dict[int, list[str]] = {}
-    for row in _rows(path, value, "annotations", "image_id", "caption") if "annotations" in value else []:
+    for row in listed_rows(path, value, "annotations", "image_id", "caption") if "annotations" in value else []:
         text = row["caption"]
         if not isinstance(text, str):
             raise DataError(f"{path}: a caption of image {row['image_id']!r} is not a text: {str(text)[:80]}")
@@ -119,7 +96,7 @@ def _from_karpathy(source: Source) -> tuple[dict[int, list[str]], dict[int, list
         raise DataError(f"--split is {source.split!r}: with --karpathy choose {', '.join(KARPATHY_SPLITS)}.")
     files: dict[int, list[str]] = {}
     captions: dict[int, list[str]] = {}
-    rows = _rows(path, read_json(path), "images", "cocoid", "filename", "split", "sentences")
+    rows = listed_rows(path, read_json(path), "images", "cocoid", "filename", "split", "sentences")
     for row in rows:
         if row["split"] in KARPATHY_SPLITS[source.split]:
             image_id = _number(path, row["cocoid"])
@@ -136,27 +113,3 @@ def _ids_of(source: Source) -> set[int]:
     if not isinstance(splits, dict) or not isinstance(splits.get(source.split), list):
         raise DataError(f"{source.ids} has no list {source.split!r}: it must be an object of lists of image ids.")
     return {_number(source.ids, value) for value in splits[source.split]}
-
-
-def _questions(source: Source) -> dict[int, list[Question]]:
-    """Image id -> questions with their answers."""
-    if source.questions is None:
-        return {}
-    answers: dict[int, dict[str, Any]] = {}
-    if source.answers is not None:
-        rows = _rows(source.answers, read_json(source.answers), "annotations", "question_id", "answers")
-        answers = {row["question_id"]: row for row in rows}
-    result: dict[int, list[Question]] = {}
-    rows = _rows(source.questions, read_json(source.questions), "questions", "image_id", "question", "question_id")
-    for row in rows:
-        found = answers.get(row["question_id"], {})
-        result.setdefault(_number(source.questions, row["image_id"]), []).append(
-            Question(
-                _number(source.questions, row["question_id"]),
-                clean_caption(str(row["question"])),
-                tuple(str(answer["answer"]) for answer in found.get("answers", [])),
-                str(found.get("question_type", "")),
-                str(found.get("answer_type", "")),
-            )
-        )
-    return result

@@ -59,7 +59,8 @@ def check_shards(spec: str, *, ranks: int = 1, workers: int = 1, batch_size: int
             good = 0
             for sample in read_shard(path, records.append):
                 try:
-                    load_image(sample.image or b"")
+                    if sample.image is not None:
+                        load_image(sample.image)
                     if sample.image_id in seen:
                         raise BadSample("duplicate image", f"{sample.shard}: image {sample.image_id} came before.")
                     seen.add(sample.image_id)

@@ -1,52 +1,13 @@
-"""COCO images and annotation files to WebDataset shards: one sample an image.
-
-Shards are a fixed plan of the image ids (shuffled by a constant seed, so that shards are alike), so an
-interrupted run goes on with the shards that are missing and the same input gives the same bytes whatever the
-number of workers. Images are verified by decoding them.
-"""
+"""COCO images with their captions and questions, packed to shards; `data/annotations.py` reads the files."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import io
-import json
-import os
-import random
-import re
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from filelock import FileLock, Timeout
-
-from excitor_mm.console import Progress
-from excitor_mm.data.annotations import Record, read_records
-from excitor_mm.data.images import BadImage, load_image
-from excitor_mm.data.index import INDEX, ShardEntry, ShardIndex, write_index, write_shard
-from excitor_mm.data.samples import Sample
-from excitor_mm.errors import ConfigError, DataError
-from excitor_mm.files import write_json
-
-PLAN = ".plan.json"
-LOCK = ".lock"
-PROBLEMS = "problems.json"
-NAME = re.compile(r"\w[\w.-]*", re.ASCII)
-
-
-@dataclass(frozen=True)
-class PackReport:
-    """What was packed and what could not be."""
-
-    samples: int
-    captions: int
-    questions: int
-    shards: int
-    problems: dict[str, list[int]]
-    """missing, unreadable, duplicate, without captions, not in the captions -> image ids."""
-    seconds: float
+from excitor_mm.data.annotations import read_records
+from excitor_mm.data.pack import DataSet, PackReport, pack, source_facts
 
 
 @dataclass(frozen=True)
@@ -69,139 +30,17 @@ class Source:
     """VQAv2 annotations JSON."""
 
 
-def pack_coco(
-    source: Source,
-    output: Path,
-    *,
-    name: str = "coco",
-    samples_per_shard: int = 1000,
-    max_size: int | None = None,
-    allow_missing: bool = False,
-    workers: int | None = None,
-) -> PackReport:
-    """Pack a data set into `output`.
+def pack_coco(source: Source, output: Path, *, name: str = "coco", **options: Any) -> PackReport:
+    """Pack COCO into `output`; options and errors as in `pack`."""
+    return pack(read_coco(source), output, name=name, **options)
 
-    Args:
-        source: the annotation files and pictures.
-        output: a new folder, or one that an interrupted run left.
-        name: shards are called <name>-000000.tar and so on.
-        samples_per_shard: images in a shard.
-        max_size: longest allowed shorter side in pixels; larger pictures are re-encoded. None: bytes untouched.
-        allow_missing: write index.json although some images cannot be used.
-        workers: processes; None: one for each core.
+
+def read_coco(source: Source) -> DataSet:
+    """All images of the chosen split.
 
     Raises:
-        DataError: unusable annotation files, another plan in the folder, or images that cannot be used
-            without `allow_missing`; everything usable is packed by then.
+        DataError: unusable annotation files.
     """
-    if not NAME.fullmatch(name):
-        raise ConfigError(f"--name is {name!r}, expected letters, digits, points, hyphens and underscores.")
-    started = time.monotonic()
     records, problems = read_records(source)
-    records = sorted(records, key=lambda record: record.image_id)
-    random.Random(0).shuffle(records)
-    groups = [records[i : i + samples_per_shard] for i in range(0, len(records), samples_per_shard)]
-    output.mkdir(parents=True, exist_ok=True)
-    entries: list[ShardEntry] = []
-    with (
-        _claimed(output, records, [name, samples_per_shard, max_size]),
-        ProcessPoolExecutor(workers or os.cpu_count()) as pool,
-        Progress(f"packing {output.name}", total=len(records), unit="images") as bar,
-    ):
-        for number, group in enumerate(groups):
-            path = output / f"{name}-{number:06d}.tar"
-            entry, bad = _finished(path)
-            if entry is None:
-                tasks = [(record, max_size) for record in group]
-                results = list(pool.map(_sample, tasks, chunksize=8))
-                good = [result for result in results if isinstance(result, Sample)]
-                bad = {}
-                for result in results:
-                    if not isinstance(result, Sample):
-                        bad.setdefault(result[0], []).append(result[1])
-                entry = write_shard(path, good)
-                write_json(_receipt(path), {"entry": asdict(entry), "bad": bad})
-            entries.append(entry)
-            for reason, ids in bad.items():
-                problems.setdefault(reason, []).extend(ids)
-            bar.advance(len(group))
-    report = PackReport(
-        samples=sum(entry.samples for entry in entries),
-        captions=sum(entry.captions for entry in entries),
-        questions=sum(entry.questions for entry in entries),
-        shards=len(entries),
-        problems={reason: sorted(ids) for reason, ids in sorted(problems.items()) if ids},
-        seconds=time.monotonic() - started,
-    )
-    if report.problems:
-        write_json(output / PROBLEMS, report.problems)
-        if not allow_missing:
-            listed = "; ".join(f"{len(ids)} {reason} {ids[:10]}" for reason, ids in report.problems.items())
-            raise DataError(
-                f"Some images cannot be packed: {listed}. All ids are in {output / PROBLEMS}; put the files "
-                "right and delete the folder, or repeat the command with --allow-missing."
-            )
-    facts = {key: str(value) for key, value in asdict(source).items() if value is not None and key == "split"}
-    facts |= {key: Path(v).name for key, v in asdict(source).items() if v is not None and key != "split"}
-    write_index(output, ShardIndex(name, entries, facts))
-    for path in output.glob(".*"):
-        path.unlink()
-    return report
-
-
-@contextlib.contextmanager
-def _claimed(output: Path, records: Sequence[Record], settings: list) -> Iterator[None]:
-    """Keep other processes out, refuse a folder that holds another plan, note ours, and clear what a kill left."""
-    lock = FileLock(output / LOCK)
-    try:
-        with lock.acquire(timeout=0):
-            _claim(output, records, settings)
-            for path in output.glob(".*.tar-*"):
-                path.unlink()
-            yield
-    except Timeout as error:
-        raise DataError(f"Another process packs into {output}: wait for it, or choose another --output.") from error
-
-
-def _claim(output: Path, records: Sequence[Record], settings: list) -> None:
-    if (output / INDEX).exists():
-        raise DataError(f"{output} is already packed: choose another --output or delete it.")
-    text = repr([(record.image_id, record.captions, record.questions) for record in records]) + repr(settings)
-    plan = {"plan": hashlib.sha256(text.encode()).hexdigest()}
-    path = output / PLAN
-    if path.exists() and json.loads(path.read_text()) != plan:
-        raise DataError(f"{output} holds a half-finished pack of other input: choose another --output or delete it.")
-    if not path.exists() and any(file.name != LOCK for file in output.iterdir()):
-        raise DataError(f"{output} is not empty: choose another --output.")
-    write_json(path, plan)
-
-
-def _receipt(path: Path) -> Path:
-    return path.with_name(f".{path.name}.receipt")
-
-
-def _finished(path: Path) -> tuple[ShardEntry | None, dict[str, list[int]]]:
-    """The receipt of a shard that an earlier run completed."""
-    if not (path.exists() and _receipt(path).exists()):
-        return None, {}
-    receipt = json.loads(_receipt(path).read_text())
-    return ShardEntry(**receipt["entry"]), receipt["bad"]
-
-
-def _sample(task: tuple[Record, int | None]) -> Sample | tuple[str, int]:
-    """In a worker process: a verified sample, or (problem, image id)."""
-    record, max_size = task
-    path = next((path for path in record.paths if path.is_file()), None)
-    if path is None:
-        return "missing", record.image_id
-    try:
-        data = path.read_bytes()
-        image = load_image(data)
-    except (BadImage, OSError):
-        return "unreadable", record.image_id
-    if max_size is not None and min(image.size) > max_size:
-        scale = max_size / min(image.size)
-        buffer = io.BytesIO()
-        image.resize((round(image.width * scale), round(image.height * scale))).save(buffer, "JPEG", quality=95)
-        data = buffer.getvalue()
-    return Sample(f"{record.image_id:012d}", record.image_id, data, record.captions, record.questions)
+    facts = source_facts(**asdict(source))
+    return DataSet(records, facts, problems)

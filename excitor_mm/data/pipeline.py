@@ -1,8 +1,10 @@
-"""Samples to batches: decoding, augmentation, one of the captions, token ids and labels."""
+"""Samples to batches: one conversation of a sample, its image decoded and varied, token ids and labels."""
 
 from __future__ import annotations
 
+import dataclasses
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,92 +12,153 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from excitor_mm.config import Prompts
 from excitor_mm.data.images import load_image
 from excitor_mm.data.samples import BadSample, Sample
 from excitor_mm.data.stream import stable_hash
-from excitor_mm.prompts import answer_ids, prompt_ids
+from excitor_mm.data.tasks import Conversation, conversations
+from excitor_mm.errors import AdapterError, DataError
+from excitor_mm.prompts import PromptFormat, Rendered, TooLong, Turn, render
 
 IGNORE = -100  # label of a position without loss, torch's default
 
 
 class Example(NamedTuple):
-    """One sample, ready for collation."""
+    """One conversation with answers, ready for collation."""
 
-    image_id: int | str
     key: str
-    prompt: list[int]
-    answer: list[int]
-    pixels: list[Tensor]
-    """One float[3, S, S] for each encoder."""
-    captions: tuple[str, ...]
+    text: Rendered
+    pixels: list[Tensor] | None
+    """One float[3, S, S] for each encoder; None without an image."""
 
 
 class Batch(NamedTuple):
     """What the model takes, and who it is about."""
 
-    image_ids: list[int | str]
     keys: list[str]
-    captions: list[tuple[str, ...]]
     inputs: dict[str, Any]
     """Arguments of `ExcitorModel.forward`; see there."""
+    shortened: int
+    """Examples whose context was too long."""
+
+
+@dataclass(frozen=True)
+class TaskFormat:
+    """How samples of one task become conversations and prompts; everything comes from the adapter's config."""
+
+    task: str
+    """A name in `data.tasks.TASKS`."""
+    form: PromptFormat
+    """Of this task."""
+    scienceqa: str
+    """Format of ScienceQA problems."""
+    limit: int
+    """Longest prompt with answer, in tokens."""
+
+    @classmethod
+    def of(cls, prompts: Prompts, task: str, context: int) -> TaskFormat:
+        """The format of one of an adapter's tasks, for a language model that reads `context` tokens.
+
+        Raises:
+            AdapterError: not one of its tasks.
+        """
+        if task not in prompts.templates:
+            raise AdapterError(
+                f"The adapter was trained for {', '.join(prompts.templates)}, not for {task}: "
+                "choose one of its tasks, or another adapter."
+            )
+        form = PromptFormat(prompts.templates[task], tuple(prompts.palette), prompts.system)
+        return cls(task, form, prompts.scienceqa, min(prompts.max_tokens or context, context))
+
+    def conversations(self, sample: Sample) -> list[Conversation]:
+        """See `data.tasks.conversations`."""
+        return conversations(sample, self.task, self.scienceqa)
+
+    def render(self, tokenizer: Any, turns: tuple[Turn, ...], system: str = "", room: int = 0) -> Rendered:
+        """Token ids of turns, with `room` tokens left for an answer; see `prompts.render`."""
+        form = dataclasses.replace(self.form, system=system) if system else self.form
+        return render(tokenizer, form, turns, self.limit - room)
 
 
 @dataclass(frozen=True)
 class ExampleMaker:
     """The transform of a stream: a sample and its epoch to an example.
 
-    Which caption is drawn and how the image is cropped depend on (seed, epoch, key) alone.
+    Which question and answer are drawn and how the image is cropped depend on (seed, epoch, key) alone. Of n
+    questions each is asked once in n epochs.
     """
 
     tokenizer: Any
-    prompt: str
+    tasks: TaskFormat
     image_transform: Callable[[Any], list[Tensor]]
     seed: int
     max_pixels: int
-    draw_caption: bool
-    """True: one of the captions by hash (training); False: the first (validation loss)."""
+    draw: bool
+    """True: one of the questions and of its answers by hash (training); False: the first question with its most
+    frequent answer (validation loss)."""
 
     def __call__(self, sample: Sample, epoch: int) -> Example:
-        if not sample.captions:
-            raise BadSample("no caption", f"{sample.shard}: sample {sample.key} has no caption to learn from.")
-        if sample.image is None:
-            raise BadSample("no image", f"{sample.shard}: sample {sample.key} has no image.")
+        found = self.tasks.conversations(sample)
+        turn = (stable_hash(self.seed, sample.key) + epoch) % len(found) if self.draw else 0
         drawn = stable_hash(self.seed, epoch, sample.key)
-        caption = sample.captions[random.Random(drawn).randrange(len(sample.captions)) if self.draw_caption else 0]
+        text = self._text(sample, found[turn], drawn)
+        if sample.image is None:
+            return Example(sample.key, text, None)
         image = load_image(sample.image, self.max_pixels)
         with torch.random.fork_rng(devices=[]):  # torchvision draws its crops from the global generator
             torch.manual_seed(drawn)
-            pixels = self.image_transform(image)
-        return Example(
-            sample.image_id,
-            sample.key,
-            prompt_ids(self.tokenizer, self.prompt),
-            answer_ids(self.tokenizer, self.prompt, caption),
-            pixels,
-            sample.captions,
-        )
+            return Example(sample.key, text, self.image_transform(image))
+
+    def _text(self, sample: Sample, conversation: Conversation, drawn: int) -> Rendered:
+        where = f"{sample.shard}: sample {sample.key}"
+        answers = [answer for answer in conversation.answers if answer.strip()]
+        if not answers:
+            raise BadSample("no answer", f"{where} has no answer to learn from.")
+        answer = Counter(answers).most_common(1)[0][0]
+        if self.draw:
+            answer = answers[random.Random(drawn).randrange(len(answers))]
+        turns = (*conversation.turns[:-1], conversation.turns[-1]._replace(answer=answer))
+        try:
+            return self.tasks.render(self.tokenizer, turns, conversation.system)
+        except TooLong as error:
+            raise BadSample("too long", f"{where}: {error}") from error
+        except DataError as error:
+            raise BadSample("no answer", f"{where}: {error}") from error
 
 
 def collate(examples: list[Example], padding: int) -> Batch:
     """Examples to one batch, padded on the right (no generation follows)."""
-    rows = [example.prompt + example.answer for example in examples]
-    length = max(map(len, rows))
-    ids = torch.full((len(rows), length), padding)
-    labels = torch.full((len(rows), length), IGNORE)
-    mask = torch.zeros((len(rows), length), dtype=torch.long)
-    for index, (row, example) in enumerate(zip(rows, examples, strict=True)):
-        ids[index, : len(row)] = torch.tensor(row)
+    length = max(len(example.text.ids) for example in examples)
+    ids = torch.full((len(examples), length), padding)
+    labels = torch.full((len(examples), length), IGNORE)
+    mask = torch.zeros((len(examples), length), dtype=torch.long)
+    for index, (_, text, _) in enumerate(examples):
+        row = torch.tensor(text.ids)
+        ids[index, : len(row)] = row
         mask[index, : len(row)] = 1
-        labels[index, len(example.prompt) : len(row)] = torch.tensor(example.answer)
+        for start, end in text.answers:
+            labels[index, start:end] = row[start:end]
     return Batch(
-        [example.image_id for example in examples],
         [example.key for example in examples],
-        [example.captions for example in examples],
         {
             "input_ids": ids,
             "attention_mask": mask,
             "labels": labels,
-            "pixel_values": [torch.stack(group) for group in zip(*(e.pixels for e in examples), strict=True)],
-            "image_mask": torch.ones(len(examples), dtype=torch.bool),
+            **stack_pixels([example.pixels for example in examples]),
         },
+        sum(example.text.cut > 0 for example in examples),
     )
+
+
+def stack_pixels(images: list[list[Tensor] | None]) -> dict[str, Any]:
+    """Prepared images, None where there is none, to the arguments `pixel_values` and `image_mask` of the model.
+
+    Samples without an image get zeros, which the mask hides; without any image there are no pixels at all.
+    """
+    shown = next((image for image in images if image is not None), None)
+    blank = [torch.zeros_like(pixels) for pixels in shown or []]
+    filled = [blank if image is None else image for image in images]
+    return {
+        "pixel_values": [torch.stack(group) for group in zip(*filled, strict=True)],
+        "image_mask": torch.tensor([image is not None for image in images]),
+    }

@@ -1,9 +1,11 @@
 """What one training or evaluation sample is, and how it lies in a tar shard.
 
-    key.jpg    the encoded image, bytes untouched
-    key.json   {"image_id": 73, "captions": [...], "questions": [{"question_id", "question", "answers", ...}]}
+    key.jpg    the encoded image, bytes untouched; none where there is only text
+    key.json   {"image_id": 73, "captions": [...], "questions": [{"question_id", "question", "answers", ...}],
+                "problem": {...}, "dialogue": {"system": "", "turns": [{"question", "context", "answer"}]}}
 
-img2dataset shards (key.jpg, key.txt, key.json with "caption") are read too.
+Facts only: `data/tasks.py` makes prompts of them. img2dataset shards (key.jpg, key.txt, key.json with "caption") are
+read too.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from excitor_mm.data.scienceqa import Problem, parse_problem
 from excitor_mm.errors import DataError
+from excitor_mm.prompts import Turn
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
@@ -42,8 +46,17 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Dialogue:
+    """An instruction with its answer, or a conversation; all turns have answers."""
+
+    turns: tuple[Turn, ...]
+    system: str = ""
+    """What the model is told before the first turn."""
+
+
+@dataclass(frozen=True)
 class Sample:
-    """One image with what was said and asked about it."""
+    """One image with what was said and asked about it, or a text alone."""
 
     key: str
     image_id: int | str
@@ -51,6 +64,8 @@ class Sample:
     captions: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
     shard: str = ""
+    problem: Problem | None = None
+    dialogue: Dialogue | None = None
 
 
 def clean_caption(caption: str) -> str:
@@ -67,11 +82,9 @@ def parse_sample(key: str, fields: Mapping[str, bytes], shard: str = "") -> Samp
         shard: file name, for messages.
 
     Raises:
-        BadSample: no image, or JSON that is broken or of the wrong types.
+        BadSample: neither an image nor a text that needs none, or JSON that is broken or of the wrong types.
     """
     image = next((fields[extension] for extension in IMAGE_EXTENSIONS if extension in fields), None)
-    if image is None:
-        raise BadSample("no image", f"{shard}: sample {key} has no image (.jpg, .png or .webp).")
     try:
         facts: Any = json.loads(fields.get("json", b"{}"))
         captions = facts.get("captions", [facts["caption"]] if facts.get("caption") else [])
@@ -82,10 +95,14 @@ def parse_sample(key: str, fields: Mapping[str, bytes], shard: str = "") -> Samp
             raise TypeError(f"image_id is {image_id!r}, expected a number or a text")
         cleaned = tuple(clean_caption(caption) for caption in _list_of(str, captions, "captions"))
         questions = tuple(_question(row) for row in _list_of(dict, facts.get("questions", []), "questions"))
+        problem = parse_problem(str(image_id), facts["problem"]) if facts.get("problem") else None
+        dialogue = _dialogue(facts["dialogue"]) if facts.get("dialogue") else None
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         message = f"{shard}: sample {key} has unusable JSON or text ({error})."
         raise BadSample("json invalid", message) from error
-    return Sample(key, image_id, image, tuple(c for c in cleaned if c), questions, shard)
+    if image is None and dialogue is None and (problem is None or problem.image is not None):
+        raise BadSample("no image", f"{shard}: sample {key} has no image (.jpg, .png or .webp).")
+    return Sample(key, image_id, image, tuple(c for c in cleaned if c), questions, shard, problem, dialogue)
 
 
 def _list_of(kind: type, value: Any, name: str) -> list[Any]:
@@ -106,14 +123,26 @@ def _question(row: dict[str, Any]) -> Question:
     )
 
 
+def _dialogue(facts: dict[str, Any]) -> Dialogue:
+    rows = _list_of(dict, facts["turns"], "turns")
+    turns = tuple(Turn(question=row["question"], context=row["context"], answer=row["answer"]) for row in rows)
+    if not turns or not all(isinstance(part, str) for turn in turns for part in (turn.question, turn.answer)):
+        raise TypeError("a dialogue needs turns with texts as question and answer")
+    return Dialogue(turns, str(facts.get("system", "")))
+
+
 def sample_to_fields(sample: Sample) -> dict[str, bytes]:
     """The inverse of `parse_sample`; equal samples give equal bytes."""
     facts: dict[str, Any] = {"image_id": sample.image_id, "captions": list(sample.captions)}
     if sample.questions:
         facts["questions"] = [asdict(question) for question in sample.questions]
-    image = sample.image or b""
-    text = json.dumps(facts, ensure_ascii=False, sort_keys=True)
-    return {image_extension(image): image, "json": text.encode("utf-8")}
+    if sample.problem is not None:
+        facts["problem"] = asdict(sample.problem)
+    if sample.dialogue is not None:
+        rows = [{"question": t.question, "context": t.context, "answer": t.answer} for t in sample.dialogue.turns]
+        facts["dialogue"] = {"system": sample.dialogue.system, "turns": rows}
+    fields = {"json": json.dumps(facts, ensure_ascii=False, sort_keys=True).encode("utf-8")}
+    return fields if sample.image is None else {image_extension(sample.image): sample.image, **fields}
 
 
 def image_extension(image: bytes) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from excitor_mm.errors import ConfigError, DataError
 from excitor_mm.files import read_json
+from excitor_mm.prompts import Turn
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 INPUTS = {"Q": "Question: {question}", "C": "Context: {context}", "M": "Options: {options}"}
@@ -71,10 +72,21 @@ def read_problems(
             f"{problems} lacks {len(wanted) - len(found)} of {len(wanted)} problems of {split!r}: download it again, "
             "or pass --subset."
         )
-    return {i: _problem(problems, i, value[i]) for i in found}, len(wanted)
+    found_problems = {}
+    for i in found:
+        try:
+            found_problems[i] = parse_problem(i, value[i])
+        except ValueError as error:
+            raise DataError(f"{problems}: {error}.") from error
+    return found_problems, len(wanted)
 
 
-def _problem(path: Path, problem_id: str, row: Any) -> Problem:
+def parse_problem(problem_id: str, row: Any) -> Problem:
+    """A problem from its entry of problems.json, or from a shard.
+
+    Raises:
+        ValueError: not such an entry, more choices than letters, or an answer that is none of them.
+    """
     try:
         problem = Problem(
             problem_id,
@@ -91,17 +103,23 @@ def _problem(path: Path, problem_id: str, row: Any) -> Problem:
         )
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path}: problem {problem_id} is not as in ScienceQA ({reason}).") from error
+        raise ValueError(f"problem {problem_id} is not as in ScienceQA ({reason})") from error
     if not 0 <= problem.answer < len(problem.choices) <= len(LETTERS):
-        raise DataError(
-            f"{path}: problem {problem_id} has {len(problem.choices)} choices and answer {problem.answer}; expected "
-            f"at most {len(LETTERS)} choices with the answer among them."
+        raise ValueError(
+            f"problem {problem_id} has {len(problem.choices)} choices and answer {problem.answer}; expected "
+            f"at most {len(LETTERS)} choices with the answer among them"
         )
     return problem
 
 
 def format_problem(problem: Problem, style: str, caption: str = "") -> tuple[str, str]:
-    """The prompt, which ends in "Answer:", and the target behind it.
+    """The prompt, which ends in "Answer:", and the target behind it; see `problem_turn`."""
+    turn = problem_turn(problem, style, caption)
+    return turn.text, turn.answer or ""
+
+
+def problem_turn(problem: Problem, style: str, caption: str = "") -> Turn:
+    """A problem as a user's turn, which ends in "Answer:", with its target; the context may be shortened.
 
     Args:
         problem: what to ask.
@@ -122,15 +140,26 @@ def format_problem(problem: Problem, style: str, caption: str = "") -> tuple[str
     lines = [INPUTS[letter].format(**parts) for letter in given if letter in INPUTS]
     if because := _join(explanations[letter] for letter in given if letter in explanations):
         lines.insert(given.index("L" if "L" in given else "E"), f"BECAUSE: {because}")
-    answer = f"The answer is {LETTERS[problem.answer]}."
+    place = lines.index(f"Context: {context}") if "C" in given else 0
+    before, after = "\n".join(lines[:place]), "\n".join([*lines[place + ("C" in given) :], "Answer:"])
+    return Turn(before, lines[place] if "C" in given else "", after, _target(problem, wanted))
+
+
+def _target(problem: Problem, wanted: str) -> str:
+    explanations = {"L": problem.lecture, "E": problem.solution}
+    answer = answer_sentence(problem.answer)
     before, _, after = wanted.partition("A")
     reasons = _join(explanations[letter] for letter in before if letter in explanations)
-    target = _join((reasons, answer))
     if "P" in before:
-        target = f"{reasons}\n###\n{answer}"
+        return f"{reasons}\n###\n{answer}"
     if tail := _join(explanations[letter] for letter in after if letter in explanations):
-        target = f"{answer} BECAUSE: {tail}"
-    return "\n".join([*lines, "Answer:"]), target
+        return f"{answer} BECAUSE: {tail}"
+    return _join((reasons, answer))
+
+
+def answer_sentence(place: int) -> str:
+    """How the literature writes a choice."""
+    return f"The answer is {LETTERS[place]}."
 
 
 def _join(texts: Any) -> str:

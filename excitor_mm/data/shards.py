@@ -73,10 +73,11 @@ def _folder(folder: Path) -> list[str]:
     return sorted(str(path) for path in folder.glob("*.tar"))
 
 
-def expected_samples(spec: str | Sequence[str]) -> int | None:
-    """The number of samples a folder's index promises; None where there is no index."""
+def expected_samples(spec: str | Sequence[str], questions: bool = False) -> int | None:
+    """The number of samples, or of questions, a folder's index promises; None where there is no index."""
     if isinstance(spec, str) and (Path(spec) / INDEX).is_file():
-        return read_index(Path(spec)).samples
+        index = read_index(Path(spec))
+        return sum(shard.questions for shard in index.shards) if questions else index.samples
     return None
 
 

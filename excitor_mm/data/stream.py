@@ -205,10 +205,7 @@ def _pop(held: list[Sample], chooser: random.Random) -> Sample:
 
 
 class EvaluationStream(IterableDataset):
-    """Each sample of the shards exactly once over all ranks and workers, in batches; the last may be smaller.
-
-    Samples whose id is in `skip_ids` were done by an earlier run and are left out.
-    """
+    """Each sample of the shards exactly once over all ranks and workers, in batches; the last may be smaller."""
 
     def __init__(
         self,
@@ -219,11 +216,9 @@ class EvaluationStream(IterableDataset):
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
-        skip_ids: frozenset[int | str] = frozenset(),
     ) -> None:
         self.shards, self.transform, self.collate = shards, transform, collate
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self.skip_ids = skip_ids
 
     def __iter__(self) -> Iterator[StreamItem | _Failure]:
         return _failing_softly(self._items())
@@ -235,8 +230,6 @@ class EvaluationStream(IterableDataset):
         parts = reader_slice(self.shards, self.rank * workers + worker, self.world_size * workers)
         examples = []
         for sample in reader.samples(parts):
-            if sample.image_id in self.skip_ids:
-                continue
             try:
                 examples.append(self.transform(sample, 0))
             except BadSample as error:

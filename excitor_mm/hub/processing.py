@@ -10,10 +10,10 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.image_utils import load_image
 
 from excitor_mm.adapter import find_adapter, load_config
+from excitor_mm.data.pipeline import TaskFormat
 from excitor_mm.errors import DataError
 from excitor_mm.language import load_tokenizer
 from excitor_mm.processor import Processor
-from excitor_mm.prompts import fill_template
 from excitor_mm.vision.tower import load_tower
 
 
@@ -46,8 +46,12 @@ class ExcitorProcessor(ProcessorMixin):
         """The processor of an adapter folder or a Hub id; `others` is what the Auto classes add."""
         folder = find_adapter(pretrained_model_name_or_path, revision, token, cache_dir, local_files_only)
         config = load_config(folder)
-        prompt = fill_template(config.template, config.palette)
-        return cls(Processor(load_tokenizer(config.language), load_tower(config.vision), prompt))
+        tokenizer = load_tokenizer(config.language)
+
+        def task_format(task: str) -> TaskFormat:
+            return TaskFormat.of(config.prompts, task, tokenizer.model_max_length)
+
+        return cls(Processor(tokenizer, load_tower(config.vision), task_format))
 
     def save_pretrained(self, save_directory: str | Path, **others: Any) -> None:  # type: ignore[override]
         """Nothing: an adapter folder names the frozen parts that a processor is read from."""

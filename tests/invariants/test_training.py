@@ -33,7 +33,7 @@ def change(config: RunConfig, **settings: object) -> RunConfig:
 def batches(config: RunConfig, model: ExcitorModel, size: int) -> list[Batch]:
     """The eight samples in order, `size` at a time, without augmentation."""
     tokenizer = model.processor.tokenizer
-    maker = ExampleMaker(tokenizer, model.processor.prompt, model.tower.transform(), 0, 10**8, draw_caption=False)
+    maker = ExampleMaker(tokenizer, model.task_format("caption"), model.tower.transform(), 0, 10**8, draw=False)
     padder = functools.partial(collate, padding=tokenizer.pad_token_id)
     stream = EvaluationStream(list_shards(config.data.train), maker, padder, batch_size=size)
     return [item.batch for item in read_stream(stream, workers=0)]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from excitor_mm.adapter import AdapterConfig
-from excitor_mm.config import RunConfig
+from excitor_mm.config import Prompts, RunConfig
 from excitor_mm.language import load_language
 from excitor_mm.llama import ExcitorLlamaForCausalLM
 from excitor_mm.model import ExcitorModel
@@ -35,8 +35,7 @@ def load_parts(config: RunConfig, palette: Sequence[str]) -> Parts:
         vision=config.vision,
         vision_fingerprint="",
         excitor=config.excitor,
-        template=config.prompt.template,
-        palette=list(palette),
+        prompts=Prompts(config.templates(), list(palette)),
         decoding=config.decoding,
     )
     return Parts(tower, language, tokenizer, described)

@@ -12,8 +12,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from baselines.base import Baseline, Parts
 from excitor_mm.config import DecodingConfig
-from excitor_mm.language import generate_options
-from excitor_mm.model import answer_loss
+from excitor_mm.language import answer_losses, generate_options
 
 
 class PrefixModel(Baseline):
@@ -53,7 +52,8 @@ class PrefixModel(Baseline):
         embeddings, mask = self.prefixed(input_ids, attention_mask, pixel_values, image_mask)
         hidden = self.language.model(inputs_embeds=embeddings, attention_mask=mask, use_cache=False).last_hidden_state
         words = hidden[:, -input_ids.shape[1] :]
-        return answer_loss(self.language.lm_head, words, labels.to(self.device), label_smoothing)
+        losses, wanted = answer_losses(self.language.lm_head, words, labels.to(self.device), label_smoothing)
+        return losses.sum(), wanted.sum()
 
     @torch.no_grad()
     def generate(

@@ -1,0 +1,145 @@
+"""Answers to conversations: written token by token, or the likeliest of given choices.
+
+`predict`, validation and `ask` all answer here; what stands around a question comes from the adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from excitor_mm.config import DecodingConfig
+from excitor_mm.console import log
+from excitor_mm.data.pipeline import Example, TaskFormat, collate, stack_pixels
+from excitor_mm.data.tasks import SHORT_TASKS, Conversation
+from excitor_mm.language import answer_losses
+from excitor_mm.llama import take_rows
+from excitor_mm.model import ExcitorModel
+from excitor_mm.prompts import Rendered, TooLong
+
+
+class Asked(NamedTuple):
+    """A conversation whose last turn waits for its answer."""
+
+    conversation: Conversation
+    pixels: list[Tensor] | None
+    """One float[3, S, S] for each encoder, shared by all questions about an image; None without one."""
+
+
+class Answer(NamedTuple):
+    """What the model says."""
+
+    text: str
+    """Empty where the question was too long."""
+    log_likelihoods: tuple[float, ...] = ()
+    """Of the choices, where there were some; the text is the likeliest."""
+    shortened: bool = False
+    """The context was too long, and its end was left out."""
+
+
+def answer(
+    model: ExcitorModel, tasks: TaskFormat, asked: Sequence[Asked], decoding: DecodingConfig | None = None
+) -> list[Answer]:
+    """Answer a batch, in order. An image is encoded once, however many questions are about it.
+
+    Args:
+        model: in eval mode.
+        tasks: the prompts; see `ExcitorModel.task_format`.
+        asked: the batch; what has choices is scored, all else is generated.
+        decoding: replaces the adapter's own.
+    """
+    decoding = decoding or model.config.decoding
+    answers: dict[int, Answer] = {}
+    open_rows: list[tuple[int, Rendered]] = []
+    choice_rows: list[tuple[int, Rendered]] = []
+    for index, (conversation, _) in enumerate(asked):
+        try:
+            if conversation.choices:
+                choice_rows += [(index, text) for text in _with_choices(model, tasks, conversation)]
+            else:
+                room = decoding.max_new_tokens
+                text = tasks.render(model.processor.tokenizer, conversation.turns, conversation.system, room)
+                open_rows.append((index, text))
+        except TooLong as error:
+            log(f"question {conversation.id} gets no answer: {error}")
+            answers[index] = Answer("")
+    if open_rows:
+        inputs = model.processor.pad([text.ids for _, text in open_rows])
+        ids = model.generate(**inputs, **_images(asked, open_rows), decoding=decoding)
+        texts = model.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        for (index, row), text in zip(open_rows, texts, strict=True):
+            words = " ".join(text.split()) if tasks.task in SHORT_TASKS else text.strip()
+            answers[index] = Answer(words, shortened=row.cut > 0)
+    if choice_rows:
+        answers |= _choose(model, asked, choice_rows)
+    return [answers[index] for index in range(len(asked))]
+
+
+def _with_choices(model: ExcitorModel, tasks: TaskFormat, conversation: Conversation) -> list[Rendered]:
+    """The conversation once with each choice; all with the same prompt, shortened for the longest choice."""
+    tokenizer = model.processor.tokenizer
+    *earlier, last = conversation.turns
+    closed = [
+        tasks.render(tokenizer, (*earlier, last._replace(answer=choice)), conversation.system)
+        for choice in conversation.choices
+    ]
+    room = max(text.answers[-1][1] - text.answers[-1][0] for text in closed)
+    prompt = tasks.render(tokenizer, conversation.turns, conversation.system, room)
+    joined = []
+    for text in closed:
+        start, end = text.answers[-1]
+        ids = [*prompt.ids, *text.ids[start:end]]
+        joined.append(Rendered(ids, [(len(prompt.ids), len(ids))], prompt.cut))
+    return joined
+
+
+def _choose(model: ExcitorModel, asked: Sequence[Asked], rows: list[tuple[int, Rendered]]) -> dict[int, Answer]:
+    """All choices of all questions as one batch."""
+    batch = collate([Example("", text, None) for _, text in rows], model.processor.tokenizer.pad_token_id)
+    likelihoods = log_likelihoods(model, **{**batch.inputs, **_images(asked, rows)}).tolist()
+    scores: dict[int, list[float]] = {}
+    shortened: dict[int, bool] = {}
+    for (index, text), likelihood in zip(rows, likelihoods, strict=True):
+        scores.setdefault(index, []).append(likelihood)
+        shortened[index] = text.cut > 0
+    return {
+        index: Answer(
+            asked[index].conversation.choices[max(range(len(found)), key=found.__getitem__)],
+            tuple(found),
+            shortened[index],
+        )
+        for index, found in scores.items()
+    }
+
+
+@torch.no_grad()
+def log_likelihoods(
+    model: ExcitorModel, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **images: Any
+) -> Tensor:
+    """float32[B], the log-likelihood of each row's answer; arguments of `ExcitorModel.forward`, and `image_rows`."""
+    rows = images.pop("image_rows", None)
+    visual, mask = take_rows(model.visual_prompts(**images), rows)
+    hidden = model.language.model(
+        input_ids=input_ids.to(model.device),
+        attention_mask=attention_mask.to(model.device),
+        visual_prompts=visual,
+        visual_mask=mask,
+        use_cache=False,
+    ).last_hidden_state
+    losses, wanted = answer_losses(model.language.lm_head, hidden, labels.to(model.device))
+    return -torch.zeros(len(wanted), device=losses.device).index_add(0, wanted.nonzero()[:, 0], losses)
+
+
+def _images(asked: Sequence[Asked], rows: Sequence[tuple[int, Rendered]]) -> dict[str, Any]:
+    """The different images of some rows, and which row is about which."""
+    images: dict[int, list[Tensor] | None] = {}
+    for index, _ in rows:
+        images.setdefault(id(asked[index].pixels), asked[index].pixels)
+    stacked = stack_pixels(list(images.values()))
+    if len(images) == len(rows):
+        return stacked
+    places = {key: place for place, key in enumerate(images)}
+    return {**stacked, "image_rows": torch.tensor([places[id(asked[index].pixels)] for index, _ in rows])}

@@ -1,0 +1,68 @@
+"""What a training run starts from: the frozen parts, its prompts, and fresh Excitor blocks or those of an adapter."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from excitor_mm.adapter import load_config, load_tensors
+from excitor_mm.config import Prompts, RunConfig
+from excitor_mm.data.shards import list_shards, read_shard
+from excitor_mm.data.tasks import palette_words
+from excitor_mm.errors import ConfigError
+from excitor_mm.model import ExcitorModel, build_model
+from excitor_mm.palette import choose_palette
+from excitor_mm.prompts import CAPTION_INSTRUCTION, PALETTE, TEMPLATES, Turn
+
+
+def build_for_training(config: RunConfig) -> ExcitorModel:
+    """The frozen parts, and Excitor blocks: fresh ones, or those of the adapter `train.start`.
+
+    Raises:
+        ConfigError: another base, or blocks of other sizes, than the adapter to start from.
+    """
+    started = load_config(Path(config.train.start)) if config.train.start else None
+    prompts = _prompts(config, started.prompts if started else None)
+    model = build_model(config.language, config.vision, config.excitor, prompts, config.decoding, config.lora)
+    if started is not None:
+        for name in ("language_fingerprint", "vision_fingerprint", "excitor"):
+            if getattr(model.config, name) != getattr(started, name):
+                raise ConfigError(
+                    f"The adapter {config.train.start} has another {name} ({getattr(started, name)}) than this run "
+                    f"({getattr(model.config, name)}): give the run those of the adapter (excitor-mm inspect)."
+                )
+        trainables = model.trainables()
+        with torch.no_grad():
+            for name, tensor in load_tensors(Path(config.train.start or ""), trainables).items():
+                trainables[name].copy_(tensor)
+    for task in prompts.templates:  # refuses an unusable template
+        model.task_format(task).render(model.processor.tokenizer, (Turn(CAPTION_INSTRUCTION, answer="a word"),))
+    model.eval()  # frozen parts never train; the Excitor blocks have no dropout
+    if config.train.gradient_checkpointing:
+        model.language.train()
+        model.language.activation_checkpointing_enable()
+    return model
+
+
+def _prompts(config: RunConfig, started: Prompts | None) -> Prompts:
+    """The prompts of all tasks of the run; what the adapter to start from has learnt already keeps its prompts."""
+    chosen = config.prompt
+    fresh = Prompts(config.templates(), [], chosen.system, chosen.scienceqa, chosen.max_tokens)
+    if started is not None:
+        fresh = dataclasses.replace(
+            fresh, templates={**started.templates, **fresh.templates}, palette=started.palette
+        )
+    wanted = any(PALETTE in TEMPLATES.get(text, text) for text in fresh.templates.values())
+    if wanted and not fresh.palette:
+        words = [
+            word
+            for source in config.training_sources()
+            for shard in list_shards(source.shards)
+            for sample in read_shard(shard, lambda _: None)  # what cannot be read is counted later, by the stream
+            for word in palette_words(sample, source.task)
+        ]
+        palette = choose_palette(words, chosen.palette_size, chosen.palette_choice)
+        fresh = dataclasses.replace(fresh, palette=list(palette))
+    return fresh
