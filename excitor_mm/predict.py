@@ -100,7 +100,7 @@ def predict(
     remaining = None if expected is None else (expected - len(done)) // state.num_processes
     with (
         _part(output, state.process_index).open("a", encoding="utf-8") as file,
-        Progress("captioning" if rows is CAPTIONS else "answering", remaining, "answers") as bar,
+        Progress("captioning" if rows is CAPTIONS else "answering", remaining, rows.things) as bar,
     ):
         for item in read_stream(stream, workers):
             for record in item.bad:
@@ -169,6 +169,7 @@ def _asked(batch: list[_Prepared], other_images: bool) -> list[tuple[str, Asked]
 class _Rows(NamedTuple):
     """The lines of predictions.jsonl."""
 
+    things: str
     id_name: str
     text_name: str
     read: Callable[[Path], dict[Id, str]]
@@ -185,8 +186,8 @@ class _Rows(NamedTuple):
         return frozenset(self.read(output)) if output.exists() and output.stat().st_size else frozenset()
 
 
-CAPTIONS = _Rows("image_id", "caption", read_predictions)
-ANSWERS = _Rows("question_id", "answer", read_answers)
+CAPTIONS = _Rows("images", "image_id", "caption", read_predictions)
+ANSWERS = _Rows("questions", "question_id", "answer", read_answers)
 
 
 def _part(output: Path, rank: int | str) -> Path:
@@ -218,7 +219,7 @@ def _join(output: Path, rows: _Rows) -> None:
     lines += [line for path in parts for line in _whole_lines(path) if line not in joined]
     twice = [i for i, count in Counter(json.loads(line)[rows.id_name] for line in lines).items() if count > 1]
     if twice:
-        raise DataError(f"{len(twice)} {rows.id_name}s are twice in the shards {twice[:5]}: pack each once.")
+        raise DataError(f"{len(twice)} {rows.things} are twice in the shards {twice[:5]}: pack each once.")
     write_text(output, "".join(line + "\n" for line in lines))
     for path in parts:
         path.unlink()
