@@ -30,7 +30,7 @@ check: setup
 
 # Evaluation harnesses bring hundreds of packages, so each gets an environment of its own.
 harnesses:
-	for extra in lmms-eval vlmevalkit; do \
+	for extra in lm-eval lmms-eval vlmevalkit; do \
 	  $(PYTHON) -m venv .venv-$$extra && \
 	  .venv-$$extra/bin/python -m pip install --quiet --editable ".[dev,java,$$extra]" && \
 	  .venv-$$extra/bin/python -m pytest tests/harnesses || exit 1; \

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import DynamicCache
 
 from excitor_mm.llama import CACHE
 from excitor_mm.model import ExcitorModel
@@ -80,21 +81,21 @@ def score_next_token(
         A batch at a time, in order: for each prompt the log-probability of each candidate.
     """
     common = min(len(os.path.commonprefix([list(prompt) for prompt in prompts])), min(map(len, prompts)) - 1)  # type: ignore[misc]
-    shared = None
+    shared = DynamicCache(config=model.language.config)
     if common:
         head = torch.tensor([prompts[0][:common]], device=model.device)
-        shared = model.language.model(input_ids=head, visual_prompts=visual, use_cache=True).past_key_values
+        model.language.model(input_ids=head, visual_prompts=visual, use_cache=True, **{CACHE: shared})
     for start in range(0, len(prompts), batch_size):
         rests = [torch.tensor(prompt[common:]) for prompt in prompts[start : start + batch_size]]
         # padded on the right, where a causal model does not look
         ids = torch.nn.utils.rnn.pad_sequence(rests, batch_first=True).to(model.device)
         cache = copy.deepcopy(shared)
-        if cache is not None:
+        if common:
             cache.batch_repeat_interleave(len(rests))
         hidden = model.language.model(
             input_ids=ids,
             visual_prompts=None if visual is None else visual.expand(len(rests), -1, -1, -1, -1),
-            use_cache=cache is not None,
+            use_cache=True,
             **{CACHE: cache},
         ).last_hidden_state
         last = hidden[range(len(rests)), [len(rest) - 1 for rest in rests]]

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from excitor_mm.console import Progress
-from excitor_mm.data.mmlu import LETTERS, SHOTS, Question, Subject
+from excitor_mm.data.mmlu import LETTERS, Question, Subject
 from excitor_mm.errors import ConfigError, DataError
 from excitor_mm.files import write_text
 from excitor_mm.likelihood import score_next_token
@@ -90,7 +90,7 @@ def _by_shots(subject: Subject, encode: Encode, limit: int) -> dict[int, list[Qu
     """Questions by how many examples fit into the context before them, as the official code does."""
     groups: dict[int, list[Question]] = {}
     for question in subject.questions:
-        fitting = (n for n in range(SHOTS, -1, -1) if len(encode(subject.prompt(question, n))) <= limit)
+        fitting = (n for n in range(len(subject.shots), -1, -1) if len(encode(subject.prompt(question, n))) <= limit)
         shots = next(fitting, None)
         if shots is None:
             raise DataError(
