@@ -197,6 +197,14 @@ class ExcitorModel(nn.Module):
         config = dataclasses.replace(self.config, training=training or self.config.training)
         adapter.save_adapter(Path(folder), config, self._excitor_tensors(), lora_tensors(self.language))
 
+    @torch.no_grad()
+    def load_tensors(self, folder: Path) -> None:
+        """Take the trainable tensors of an adapter folder; AdapterError where they do not fit."""
+        files = {adapter.TENSORS: self._excitor_tensors(), adapter.LORA: lora_tensors(self.language)}
+        for file, trainables in files.items():
+            for name, tensor in adapter.load_tensors(folder / file, trainables).items():
+                trainables[name].copy_(tensor)
+
     @classmethod
     def from_pretrained(
         cls,
@@ -233,14 +241,15 @@ class ExcitorModel(nn.Module):
         model = build_model(parts, *sizes, loading)
         for what, name, got, expected in (
             ("language model", parts.path, model.config.language_fingerprint, config.language_fingerprint),
-            ("encoder", _names(config.vision), model.config.vision_fingerprint, config.vision_fingerprint),
+            (
+                "encoder",
+                " + ".join(e.model for e in config.vision),
+                model.config.vision_fingerprint,
+                config.vision_fingerprint,
+            ),
         ):
             adapter.check_fingerprint(what, name, got, expected)
-        files = {adapter.TENSORS: model._excitor_tensors(), adapter.LORA: lora_tensors(model.language)}
-        with torch.no_grad():
-            for file, trainables in files.items():
-                for name, tensor in adapter.load_tensors(folder / file, trainables).items():
-                    trainables[name].copy_(tensor)
+        model.load_tensors(folder)
         model.config = config
         if loading and "device_map" in loading:  # the language model is where it was put
             model.tower.to(model.device)
@@ -292,7 +301,3 @@ def build_model(
         lora=lora,
     )
     return ExcitorModel(tower, llama, tokenizer, config)
-
-
-def _names(vision: list[EncoderConfig]) -> str:
-    return " + ".join(encoder.model for encoder in vision)

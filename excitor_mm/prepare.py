@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import torch
-
-from excitor_mm.adapter import load_config, load_tensors
+from excitor_mm.adapter import load_config
 from excitor_mm.config import Prompts, RunConfig
 from excitor_mm.data.shards import list_shards, read_shard
 from excitor_mm.data.tasks import palette_words
@@ -27,16 +25,13 @@ def build_for_training(config: RunConfig) -> ExcitorModel:
     prompts = _prompts(config, started.prompts if started else None)
     model = build_model(config.language, config.vision, config.excitor, prompts, config.decoding, config.lora)
     if started is not None:
-        for name in ("language_fingerprint", "vision_fingerprint", "excitor"):
+        for name in ("language_fingerprint", "vision_fingerprint", "excitor", "lora"):
             if getattr(model.config, name) != getattr(started, name):
                 raise ConfigError(
                     f"The adapter {config.train.start} has another {name} ({getattr(started, name)}) than this run "
                     f"({getattr(model.config, name)}): give the run those of the adapter (excitor-mm inspect)."
                 )
-        trainables = model.trainables()
-        with torch.no_grad():
-            for name, tensor in load_tensors(Path(config.train.start or ""), trainables).items():
-                trainables[name].copy_(tensor)
+        model.load_tensors(Path(config.train.start or ""))
     for task in prompts.templates:  # refuses an unusable template
         model.task_format(task).render(model.processor.tokenizer, (Turn(CAPTION_INSTRUCTION, answer="a word"),))
     model.eval()  # frozen parts never train; the Excitor blocks have no dropout

@@ -178,3 +178,17 @@ def test_neither_excitor_nor_lora_is_a_sentence(run_config: RunConfig) -> None:
     nothing = dataclasses.replace(run_config, excitor=dataclasses.replace(run_config.excitor, layers=0))
     with pytest.raises(ConfigError, match="nothing would train"):
         build_for_training(nothing)
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_training_goes_on_from_an_adapter(with_lora: RunConfig, rank: int, tmp_path: Path) -> None:
+    config = dataclasses.replace(with_lora, lora=dataclasses.replace(with_lora.lora, rank=rank))
+    model, _ = steps(config, size=8)
+    model.save_pretrained(tmp_path / "adapter")
+    start = dataclasses.replace(config, train=dataclasses.replace(config.train, start=str(tmp_path / "adapter")))
+    found = build_for_training(start).trainables()
+    assert found.keys() == model.trainables().keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.trainables().items())
+    other = dataclasses.replace(start, lora=LoraConfig(rank=2))
+    with pytest.raises(ConfigError, match="another lora"):
+        build_for_training(other)
