@@ -48,6 +48,10 @@ def load_language(
         llama = ExcitorLlamaForCausalLM.from_pretrained(
             path, config=copy.deepcopy(kind), **{**options, **(loading or {})}
         )
+    if any(parameter.is_meta for parameter in llama.parameters()):
+        raise ConfigError(
+            "The device map leaves weights on the disk or in main memory: choose devices that hold all."
+        )
     return llama.eval(), load_tokenizer(config)
 
 

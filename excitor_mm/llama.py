@@ -173,6 +173,14 @@ class ExcitorLlamaForCausalLM(LlamaForCausalLM):
             if isinstance(layer.self_attn.k_proj, ExcitedKeyProjection)
         }
 
+    def excitor_tensors(self) -> dict[str, nn.Parameter]:
+        """The Excitors' parameters by their name in the adapter, e.g. `layers.2.gate`."""
+        return {
+            f"layers.{index}.{name}": parameter
+            for index, excitor in self.excitors().items()
+            for name, parameter in excitor.named_parameters()
+        }
+
     def project_visual(self, image: Tensor) -> Tensor:
         """Visual prompts as the layers take them, computed once per image.
 

@@ -77,14 +77,7 @@ class ExcitorModel(nn.Module):
 
     def trainables(self) -> dict[str, nn.Parameter]:
         """The trainable tensors by their name in the adapter: `layers.2.gate`, and PEFT's names for LoRA's."""
-        return {**self._excitor_tensors(), **lora_tensors(self.language)}
-
-    def _excitor_tensors(self) -> dict[str, nn.Parameter]:
-        return {
-            f"layers.{index}.{name}": parameter
-            for index, excitor in self.language.excitors().items()
-            for name, parameter in excitor.named_parameters()
-        }
+        return {**self.language.excitor_tensors(), **lora_tensors(self.language)}
 
     def visual_prompts(
         self, pixel_values: Sequence[Tensor], image_mask: Tensor | None = None
@@ -195,12 +188,12 @@ class ExcitorModel(nn.Module):
         if self._lora_is_merged():
             raise AdapterError("LoRA is merged into the base weights: an adapter is saved before merging.")
         config = dataclasses.replace(self.config, training=training or self.config.training)
-        adapter.save_adapter(Path(folder), config, self._excitor_tensors(), lora_tensors(self.language))
+        adapter.save_adapter(Path(folder), config, self.language.excitor_tensors(), lora_tensors(self.language))
 
     @torch.no_grad()
     def load_tensors(self, folder: Path) -> None:
         """Take the trainable tensors of an adapter folder; AdapterError where they do not fit."""
-        files = {adapter.TENSORS: self._excitor_tensors(), adapter.LORA: lora_tensors(self.language)}
+        files = {adapter.TENSORS: self.language.excitor_tensors(), adapter.LORA: lora_tensors(self.language)}
         for file, trainables in files.items():
             for name, tensor in adapter.load_tensors(folder / file, trainables).items():
                 trainables[name].copy_(tensor)
@@ -276,10 +269,6 @@ def build_model(
     """
     tower = load_tower(vision)
     llama, tokenizer = load_language(language, loading)
-    if any(parameter.is_meta for parameter in llama.parameters()):
-        raise ConfigError(
-            "The device map leaves weights on the disk or in main memory: choose devices that hold all."
-        )
     llama_print = adapter.fingerprint(
         (name, p) for name, p in llama.named_parameters() if "norm" in name or "embed_tokens" in name
     )  # these are never quantised
