@@ -130,7 +130,7 @@ def tiny_adapter(language_folder: Path, encoder_file: Path, tmp_path_factory: py
         LanguageConfig(path=str(language_folder), dtype="float32"),
         [EncoderConfig("timm", "test_vit", str(encoder_file))],
         ExcitorConfig(layers=2, prompts=4, rank=4, visual_rank=4, gate_start=4.0),
-        Prompts({"caption": "A picture:"}),
+        Prompts({"caption": "A picture:", "vqa": "Question: {question}\nAnswer:"}),
         DecodingConfig(beams=1, max_new_tokens=12),
         LoraConfig(),
     )

@@ -18,7 +18,7 @@ ROWS = [
     {"model", "heatmap"},
     {"likelihood", "answer", "batches", "prepare"},
     {"generate", "explain", "mmlu", "predict", "evaluate", "submit", "validate", "report", "describe", "checkpoint"},
-    {"train", "hub", "forgetting"},
+    {"train", "hub", "serve", "forgetting"},
     {"preflight", "options"},
     {"commands", "harnesses"},
     {"cli"},

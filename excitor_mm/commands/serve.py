@@ -7,10 +7,11 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from excitor_mm.commands.models import shipped_adapter
+from excitor_mm.commands.models import shipped
 from excitor_mm.console import log
 from excitor_mm.errors import ConfigError, DependencyError
 from excitor_mm.options import Command
+from excitor_mm.ranges import PositiveInt
 
 KEYS = "EXCITOR_MM_API_KEYS"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -21,15 +22,19 @@ def _options(parser: ArgumentParser) -> None:
         "--adapter", type=str, nargs="+", default=None, help="folders or Hub ids, the first is the default"
     )
     parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; this machine alone")
-    parser.add_argument("--port", type=int, default=7860, help="port to listen on")
+    parser.add_argument("--port", type=PositiveInt, default=7860, help="port to listen on")
     parser.add_argument(
         "--api-key", type=str, nargs="+", default=[], help=f"who may call; ${KEYS} (commas between) keeps it off ps"
     )
     parser.add_argument("--allow-urls", action="store_true", help="fetch images from addresses that clients send")
-    parser.add_argument("--max-megabytes", type=int, default=20, help="largest request")
-    parser.add_argument("--batch-size", type=int, default=8, help="requests at a time")
-    parser.add_argument("--waiting", type=int, default=256, help="requests that may wait; more are told to come back")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--max-megabytes", type=PositiveInt, default=20, help="largest request")
+    parser.add_argument("--batch-size", type=PositiveInt, default=8, help="requests at a time")
+    parser.add_argument(
+        "--waiting", type=PositiveInt, default=256, help="requests that may wait; more are told to come back"
+    )
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU where there is one"
+    )
     parser.add_argument("--no-page", action="store_true", help="the HTTP API alone")
 
 
@@ -47,7 +52,7 @@ def _serve(options: Namespace) -> int:
         from excitor_mm.serve.start import start_app
     except ImportError as error:
         raise DependencyError(f"{error.name} is not installed: pip install 'excitor-mm[serve]'.") from error
-    adapters = options.adapter or [str(shipped_adapter())]
+    adapters = options.adapter or [str(shipped("adapters/coco-small", "--adapter FOLDER"))]
     app = start_app(
         adapters,
         keys=keys,

@@ -14,9 +14,10 @@ from concurrent.futures import Future
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
-from fastapi.exceptions import HTTPException, RequestValidationError
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from excitor_mm.config import DecodingConfig
@@ -33,11 +34,11 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 class DecodingOptions(BaseModel):
     """Replaces the adapter's own decoding; bounded, because others wait."""
 
-    beams: int | None = Field(None, ge=1, le=8)
-    max_new_tokens: int | None = Field(None, ge=1, le=256)
+    beams: int | None = Field(default=None, ge=1, le=8)
+    max_new_tokens: int | None = Field(default=None, ge=1, le=256)
     sample: bool | None = None
-    temperature: float | None = Field(None, gt=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    temperature: float | None = Field(default=None, gt=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
 
     def over(self, default: DecodingConfig) -> DecodingConfig:
         """The default with these laid over it."""
@@ -57,13 +58,13 @@ class AskRequest(BaseModel):
 
     question: str = Field(min_length=1, max_length=4000)
     image: str | None = None
-    history: list[tuple[str, str]] = Field([], max_length=32)
+    history: list[tuple[str, str]] = Field(default=[], max_length=32)
     adapter: str = ""
     decoding: DecodingOptions = DecodingOptions()
 
 
 def make_app(
-    engines: Mapping[str, Engine], *, keys: Sequence[str] = (), limits: Limits = Limits(), exposed: bool = False
+    engines: Mapping[str, Engine], *, keys: Sequence[str] = (), limits: Limits, exposed: bool = False
 ) -> FastAPI:
     """The application.
 
@@ -137,7 +138,11 @@ def make_app(
         if body.stream:
             pieces: asyncio.Queue[str | None] = asyncio.Queue()
             loop = asyncio.get_running_loop()
-            future = await asyncio.to_thread(start, lambda text: loop.call_soon_threadsafe(pieces.put_nowait, text))
+
+            def hear(text: str) -> None:
+                loop.call_soon_threadsafe(pieces.put_nowait, text)
+
+            future = await asyncio.to_thread(start, hear)
             return StreamingResponse(_events(engine.name, future, pieces, loop), media_type="text/event-stream")
         return chat.completion(engine.name, text := await _answer(start), 0, engine.count_tokens(text))
 

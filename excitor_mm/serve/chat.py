@@ -43,10 +43,10 @@ class ChatRequest(BaseModel):
 
     model: str = ""
     messages: list[Message] = Field(min_length=1, max_length=64)
-    max_tokens: int | None = Field(None, ge=1, le=256)
-    max_completion_tokens: int | None = Field(None, ge=1, le=256)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1, le=256)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=256)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
     n: Literal[1] = 1
     stream: bool = False
 

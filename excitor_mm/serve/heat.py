@@ -15,7 +15,8 @@ SIDE = 512  # longest side of the picture on the page, in pixels
 CELLS = 64  # longest side of a map; the browser enlarges it smoothly
 
 STYLE = """
-.heat { position: relative } .heat .word { padding: .1em .25em; border-radius: .3em; cursor: pointer; font-size: 1.3em }
+.heat { position: relative }
+.heat .word { padding: .1em .25em; border-radius: .3em; cursor: pointer; font-size: 1.3em }
 .heat .word:hover, .heat .word:focus { background: #d9822b; color: #fff; outline: none }
 .heat .share { font-size: .6em; opacity: .7; vertical-align: super }
 .heat .photo { position: relative; display: inline-block; margin-top: .5em; max-width: 100% }

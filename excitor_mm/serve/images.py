@@ -1,4 +1,4 @@
-"""Images that clients send: data URLs and, where it is allowed, addresses. Sizes are bounded before anything is read."""
+"""Images that clients send: data URLs and, where it is allowed, addresses, up to a size."""
 
 from __future__ import annotations
 

@@ -68,10 +68,11 @@ def make_page(engines: Mapping[str, Engine], examples: Sequence[Path]) -> gr.Blo
             for (text,) in _streams(start):
                 yield [*shown, {"role": "assistant", "content": text}], ""
 
-        limit = {"concurrency_limit": ANSWERING}
-        write.click(caption_both, [picture, first, second, *options], captions, **limit)
-        look.click(explain_caption, [picture, first, captions[0]], heat, **limit)
-        question.submit(answer, [question, chat, picture, first, *options], [chat, question], **limit)
+        write.click(caption_both, [picture, first, second, *options], captions, concurrency_limit=ANSWERING)
+        look.click(explain_caption, [picture, first, captions[0]], heat, concurrency_limit=ANSWERING)
+        question.submit(
+            answer, [question, chat, picture, first, *options], [chat, question], concurrency_limit=ANSWERING
+        )
         picture.change(lambda: ("", "", "", []), None, [*captions, heat, chat])
         if examples:
             gr.Examples([[str(path)] for path in examples], [picture], cache_examples=False, label="Examples")
@@ -116,9 +117,9 @@ def _streams(starts: Sequence[Callable[[Listener], Future[str]]]) -> Iterator[li
     texts = [""] * len(starts)
     futures = []
     for index, start in enumerate(starts):
-        future = _told(functools.partial(start, lambda text, i=index: heard.put((i, text))))
-        future.add_done_callback(lambda _, i=index: heard.put((i, None)))
-        futures.append(future)
+        hear = functools.partial(_put, heard, index)
+        futures.append(_told(functools.partial(start, hear)))
+        futures[-1].add_done_callback(lambda _, hear=hear: hear(None))
     running = len(futures)
     while running:
         index, text = heard.get()
@@ -128,6 +129,10 @@ def _streams(starts: Sequence[Callable[[Listener], Future[str]]]) -> Iterator[li
             texts[index] = text
             yield list(texts)
     yield _told(lambda: [future.result() for future in futures])
+
+
+def _put(heard: queue.Queue[tuple[int, str | None]], index: int, text: str | None) -> None:
+    heard.put((index, text))
 
 
 def _pairs(talk: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
