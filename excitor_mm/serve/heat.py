@@ -14,6 +14,8 @@ from excitor_mm.explain import Explanation
 SIDE = 512  # longest side of the picture on the page, in pixels
 CELLS = 64  # longest side of a map; the browser enlarges it smoothly
 
+BRIGHTEST = 99  # per cent of the weights are darker than the brightest colour: single patches can outshine all
+
 STYLE = """
 .heat { position: relative }
 .heat .word { padding: .1em .25em; border-radius: .3em; cursor: pointer; font-size: 1.3em }
@@ -32,7 +34,7 @@ def heat_html(found: Explanation) -> str:
     """
     photo = found.photo.copy()
     photo.thumbnail((SIDE, SIDE))
-    highest = max(float(found.maps.max(initial=0.0)), 1e-12)
+    highest = max(float(np.percentile(found.maps[:, found.seen], BRIGHTEST)), 1e-12)
     shifts = found.shifts.mean(axis=(1, 2))
     words, maps, rules = [], [], []
     for index, (word, values, shift) in enumerate(zip(found.words, found.maps, shifts, strict=True)):
@@ -47,7 +49,7 @@ def heat_html(found: Explanation) -> str:
 
 def _glow(values: np.ndarray) -> Image.Image:
     """0 clear, 1 yellow; darkens what is not looked at."""
-    heat = np.sqrt(values)  # the root shows small weights
+    heat = np.clip(values, 0, 1)
     colours = np.zeros((*heat.shape, 4), np.uint8)
     colours[..., 0] = np.clip(heat * 510, 0, 255)
     colours[..., 1] = np.clip(heat * 510 - 255, 0, 255)

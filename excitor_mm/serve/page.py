@@ -23,6 +23,15 @@ THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]
 ANSWERING = 32  # clients that are served at once; more wait in Gradio's queue
 
 
+class _Picture(gr.Image):
+    """An image box that hands on the file itself: what cannot be read is then explained by our own sentence."""
+
+    is_template = True  # it looks like its parent
+
+    def preprocess(self, payload: Any) -> str | None:
+        return None if payload is None else payload.path
+
+
 def make_page(engines: Mapping[str, Engine], examples: Sequence[Path]) -> gr.Blocks:
     """The page; `examples` are pictures to try."""
     names = list(engines)
@@ -31,9 +40,7 @@ def make_page(engines: Mapping[str, Engine], examples: Sequence[Path]) -> gr.Blo
         gr.Markdown("# excitor-mm\nDrop, paste or choose a picture. Answers can be wrong: they are not a source.")
         with gr.Row():
             with gr.Column():
-                picture = gr.Image(
-                    label="Picture", type="filepath", sources=["upload", "clipboard"], elem_id="picture", height=320
-                )
+                picture = _Picture(label="Picture", sources=["upload", "clipboard"], elem_id="picture", height=320)
                 with gr.Row():
                     first = gr.Dropdown(names, value=names[0], label="Adapter")
                     second = gr.Dropdown(["none", *names], value="none", label="Compare with")
@@ -44,7 +51,7 @@ def make_page(engines: Mapping[str, Engine], examples: Sequence[Path]) -> gr.Blo
                 captions.append(gr.Textbox(label="Caption of the other adapter", elem_id="other", interactive=False))
                 look = gr.Button("Where did it look?", elem_id="look")
                 heat = gr.HTML(label="Hover a word", elem_id="heat")
-        chat = gr.Chatbot(label="Questions about the picture", elem_id="chat", height=320)
+        chat = gr.Chatbot(label="Questions about the picture", elem_id="chat", height=240)
         question = gr.Textbox(label="Ask", placeholder="What colour is the bus?", elem_id="question", max_length=4000)
 
         def caption_both(source: str | None, one: str, other: str, *chosen: Any) -> Iterator[Any]:
@@ -64,7 +71,11 @@ def make_page(engines: Mapping[str, Engine], examples: Sequence[Path]) -> gr.Blo
         def answer(asked: str, talk: list[dict[str, Any]], source: str | None, one: str, *chosen: Any) -> Iterator:
             history, decoding, engine = _pairs(talk), _decoding(default, chosen), engines[one]
             shown = [*talk, {"role": "user", "content": asked}]
-            start = [lambda hear: engine.ask(source, asked, history, decoding=decoding, listener=hear)]
+            start = [
+                lambda hear: engine.ask(
+                    _needed(source) if source else None, asked, history, decoding=decoding, listener=hear
+                )
+            ]
             for (text,) in _streams(start):
                 yield [*shown, {"role": "assistant", "content": text}], ""
 
@@ -84,10 +95,10 @@ def _decoding_options(default: DecodingConfig) -> list[Any]:
     with gr.Accordion("Decoding", open=False):
         return [
             gr.Slider(1, 8, 1, step=1, label="Beams (1: word by word)", elem_id="beams"),
-            gr.Slider(1, 128, default.max_new_tokens, step=1, label="Most tokens"),
+            gr.Slider(1, 128, int(default.max_new_tokens), step=1, label="Most tokens"),
             gr.Checkbox(default.sample, label="Draw words by chance"),
-            gr.Slider(0.1, 2, default.temperature, label="Temperature"),
-            gr.Slider(0.05, 1, default.top_p, label="Nucleus (top p)"),
+            gr.Slider(0.1, 2, float(default.temperature), label="Temperature"),
+            gr.Slider(0.05, 1, float(default.top_p), label="Nucleus (top p)"),
         ]
 
 
@@ -97,10 +108,10 @@ def _decoding(default: DecodingConfig, chosen: Sequence[Any]) -> DecodingConfig:
     return dataclasses.replace(default, **sizes, sample=sample, temperature=temperature, top_p=top_p)
 
 
-def _needed(source: str | None) -> str:
+def _needed(source: str | None) -> bytes:
     if source is None:
         raise DataError("There is no picture yet: drop, paste or choose one.")
-    return source
+    return Path(source).read_bytes()
 
 
 def _told(call: Callable[[], Any]) -> Any:

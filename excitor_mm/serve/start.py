@@ -59,5 +59,5 @@ def start_app(
         auth_message="Any name, and an API key as the password.",
         max_file_size=max_bytes,
         allowed_paths=[str(path) for path in examples],
-        show_error=True,
+        footer_links=[],
     )
