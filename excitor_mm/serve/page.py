@@ -23,15 +23,6 @@ THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]
 ANSWERING = 32  # clients that are served at once; more wait in Gradio's queue
 
 
-class _Picture(gr.Image):
-    """An image box that hands on the file itself: what cannot be read is then explained by our own sentence."""
-
-    is_template = True  # it looks like its parent
-
-    def preprocess(self, payload: Any) -> str | None:
-        return None if payload is None else payload.path
-
-
 def make_page(engines: Mapping[str, Engine], examples: Sequence[Path]) -> gr.Blocks:
     """The page; `examples` are pictures to try."""
     names = list(engines)
@@ -40,7 +31,9 @@ def make_page(engines: Mapping[str, Engine], examples: Sequence[Path]) -> gr.Blo
         gr.Markdown("# excitor-mm\nDrop, paste or choose a picture. Answers can be wrong: they are not a source.")
         with gr.Row():
             with gr.Column():
-                picture = _Picture(label="Picture", sources=["upload", "clipboard"], elem_id="picture", height=320)
+                picture = gr.Image(label="Picture", sources=["upload", "clipboard"], elem_id="picture", height=320)
+                # The file itself, so that what cannot be read is explained by our own sentence.
+                picture.preprocess = lambda payload: payload and payload.path  # type: ignore[method-assign]
                 with gr.Row():
                     first = gr.Dropdown(names, value=names[0], label="Adapter")
                     second = gr.Dropdown(["none", *names], value="none", label="Compare with")
