@@ -37,7 +37,7 @@ from excitor_mm.heatmap import draw, photo_maps
 from excitor_mm.llama import ExcitorAttention
 from excitor_mm.model import ExcitorModel
 from excitor_mm.processor import ImageLike
-from excitor_mm.prompts import CAPTION_INSTRUCTION, Turn, answer_ids
+from excitor_mm.prompts import CAPTION_INSTRUCTION, Turn, answer_ids, prompt_ids
 from excitor_mm.switches import switched_off
 
 
@@ -78,6 +78,7 @@ def explain(
     model: ExcitorModel,
     image: ImageLike,
     *,
+    question: str | None = None,
     prompt: str | None = None,
     answer: str | None = None,
     decoding: DecodingConfig | None = None,
@@ -87,28 +88,25 @@ def explain(
     Args:
         model: with an Excitor and at least one encoder.
         image: PIL image, encoded bytes or path.
-        prompt: replaces the adapter's own.
+        question: for an adapter that answers questions; None: it captions.
+        prompt: the whole text before the answer, in place of the adapter's own.
         answer: explain this text instead of the model's own answer.
         decoding: how the answer is generated; replaces the adapter's own.
 
     Raises:
         BadImage: an image that cannot be read.
         ConfigError: a model without Excitor blocks or encoders.
+        AdapterError: an adapter that does not caption, or does not answer questions.
         DataError: an answer without words.
     """
     excitors = model.language.excitors()
     if not excitors or not model.tower.encoders:
         raise ConfigError("The adapter has no Excitor blocks or no encoder: only both together can be explained.")
     photo = image.convert("RGB") if isinstance(image, Image.Image) else load_image(image)
-    inputs = model.processor(images=[photo], text=prompt)
-    tokenizer = model.processor.tokenizer
+    tokenizer, before, ids = model.processor.tokenizer, *_texts(model, question, prompt, answer)
+    inputs = model.processor.collate([before], [model.processor.pixels(photo)])
     if answer is None:
         ids = model.generate(**inputs, decoding=decoding)[0].tolist()
-    elif prompt is not None:
-        ids = answer_ids(tokenizer, prompt, answer)
-    else:
-        text = model.task_format("caption").render(tokenizer, (Turn(CAPTION_INSTRUCTION, answer=answer),))
-        ids = text.ids[slice(*text.answers[-1])]
     ids = ids[: ids.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in ids else ids
     words = tokenizer.decode(ids, skip_special_tokens=True).split()
     if not words:
@@ -138,6 +136,23 @@ def explain(
         maps=maps,
         seen=seen,
     )
+
+
+def _texts(
+    model: ExcitorModel, question: str | None, prompt: str | None, answer: str | None
+) -> tuple[list[int], list[int]]:
+    """Token ids of the prompt, and of the given answer (none if it is None)."""
+    tokenizer = model.processor.tokenizer
+    if prompt is not None:
+        return prompt_ids(tokenizer, prompt), [] if answer is None else answer_ids(tokenizer, prompt, answer)
+    tasks = [task for task in model.config.prompts.templates if task != "caption"]
+    task = "caption" if question is None else next(iter(tasks), "vqa")  # "vqa" is then refused with a sentence
+    form, turn = model.task_format(task), Turn(question or CAPTION_INSTRUCTION)
+    before = form.render(tokenizer, (turn,)).ids
+    if answer is None:
+        return before, []
+    whole = form.render(tokenizer, (turn._replace(answer=answer),))
+    return before, whole.ids[slice(*whole.answers[-1])]
 
 
 @contextmanager

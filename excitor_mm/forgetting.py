@@ -67,7 +67,7 @@ def measure_forgetting(
     """
     visual = None
     if image is not None:
-        visual, _ = model.visual_prompts(model.processor(images=[image])["pixel_values"])
+        visual, _ = model.visual_prompts([pixels[None] for pixels in model.processor.pixels(image)])
     content = _read_text(text)
     subjects = read_mmlu(mmlu, per_subject) if mmlu is not None else []
     settings = {

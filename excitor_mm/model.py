@@ -90,9 +90,14 @@ class ExcitorModel(nn.Module):
 
         Returns:
             float[B, L, 2, N, R] and bool[B, N]; both None when no sample has an image.
+
+        Raises:
+            AdapterError: an image for an adapter that has no encoder.
         """
         if image_mask is not None and not image_mask.any():
             return None, None
+        if not self.tower.encoders:
+            raise AdapterError("The adapter has no encoder, so it cannot see an image: leave the image out.")
         if not self.language.excitors():  # LoRA alone reads no picture
             return None, None
         tokens = self.tower([pixels.to(self.device) for pixels in pixel_values])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from excitor_mm.cli import main
 from excitor_mm.config import EncoderConfig, RunConfig
-from excitor_mm.errors import ConfigError
+from excitor_mm.errors import AdapterError, ConfigError
 from excitor_mm.explain import explain
 from excitor_mm.heatmap import photo_maps
 from excitor_mm.model import ExcitorModel
@@ -77,6 +78,21 @@ def test_shares_and_maps_add_up(model: ExcitorModel) -> None:
     np.testing.assert_allclose(found.maps.sum(axis=(1, 2)), shares["test_vit patches"], rtol=1e-4)
     assert (found.shifts > 0).all()
     assert (found.shifts < 1).all()
+
+
+def test_questions_are_explained_with_the_prompt_they_are_asked_with(run_config: RunConfig) -> None:
+    asking = dataclasses.replace(
+        run_config,
+        data=dataclasses.replace(run_config.data, task="vqa"),
+        prompt=dataclasses.replace(run_config.prompt, template="short-answer"),
+    )
+    model = build_for_training(asking)
+    image, question = photo((48, 48), (10, 10, 30, 30)), "Which colour?"
+    found = explain(model, image, question=question, answer="red")
+    plain = explain(model, image, prompt="Question: Which colour?\nShort answer:", answer="red")
+    np.testing.assert_array_equal(found.inner, plain.inner)
+    with pytest.raises(AdapterError, match="not for caption"):
+        explain(model, image)
 
 
 def test_closed_gates_move_nothing(model: ExcitorModel) -> None:

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 
 from excitor_mm.cli import main
+from excitor_mm.config import DecodingConfig, ExcitorConfig, LanguageConfig, LoraConfig, Prompts
 from excitor_mm.data.mmlu import read_mmlu
 from excitor_mm.errors import DataError
 from excitor_mm.likelihood import score_next_token, score_text
-from excitor_mm.model import ExcitorModel
+from excitor_mm.model import ExcitorModel, build_model
 from tests.conftest import jpeg
 
 ORIGINAL = '"Is ""red, green"" a pair?",yes,no,perhaps,never,A\nWhat is red?,blood,grass,snow,night,A\n'
@@ -175,3 +176,16 @@ def test_what_cannot_be_measured_is_a_sentence(tiny_adapter: Path, text: Path, t
     assert "long/0 is longer than the 256 tokens" in capsys.readouterr().err
     assert main([*command, "--text", str(text), "--mmlu", str(tmp_path / "short.txt")]) == 2
     assert "readable tar file" in capsys.readouterr().err
+
+
+def test_an_adapter_without_an_encoder_is_measured_on_text_alone(
+    language_folder: Path, text: Path, tmp_path: Path, capsys
+) -> None:
+    language = LanguageConfig(path=str(language_folder), dtype="float32")
+    blocks, prompts = ExcitorConfig(layers=2, prompts=4, rank=4, gate_start=2.0), Prompts({"instructions": "plain"})
+    build_model(language, [], blocks, prompts, DecodingConfig(), LoraConfig()).save_pretrained(tmp_path / "blind")
+    command = ["forgetting", "--adapter", str(tmp_path / "blind"), "--text", str(text)]
+    assert main([*command, "--output", str(tmp_path / "out")]) == 0
+    (tmp_path / "x.jpg").write_bytes(jpeg())
+    assert main([*command, "--output", str(tmp_path / "more"), "--image", str(tmp_path / "x.jpg")]) == 2
+    assert "no encoder" in capsys.readouterr().err

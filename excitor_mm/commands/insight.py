@@ -13,6 +13,7 @@ from excitor_mm.ranges import PositiveInt
 
 def _explain_options(parser: ArgumentParser) -> None:
     parser.add_argument("image", type=str, help="a picture file")
+    parser.add_argument("--question", type=str | None, default=None, help="for an adapter that answers questions")
     parser.add_argument("--answer", type=str | None, default=None, help="explain this text, not the model's own")
     parser.add_argument("--output", type=Path, required=True, help="folder for explanation.png, .json and .npz")
     generation_options(parser)
@@ -22,7 +23,14 @@ def _explain(options: Namespace) -> int:
     from excitor_mm.explain import explain, summary, write_explanation
 
     model, _, decoding = load_model(options)
-    found = explain(model, options.image, prompt=options.prompt, answer=options.answer, decoding=decoding)
+    found = explain(
+        model,
+        options.image,
+        question=options.question,
+        prompt=options.prompt,
+        answer=options.answer,
+        decoding=decoding,
+    )
     write_explanation(found, options.output)
     print("moved  patches  word")
     for word, patches in zip(summary(found)["words"], found.maps.sum(axis=(1, 2)), strict=True):
