@@ -33,7 +33,7 @@ def make_page(engines: Mapping[str, Engine], examples: Sequence[Path]) -> gr.Blo
             with gr.Column():
                 picture = gr.Image(label="Picture", sources=["upload", "clipboard"], elem_id="picture", height=320)
                 # The file itself, so that what cannot be read is explained by our own sentence.
-                picture.preprocess = lambda payload: payload and payload.path  # type: ignore[method-assign]
+                picture.preprocess = _path_of  # type: ignore[method-assign]
                 with gr.Row():
                     first = gr.Dropdown(names, value=names[0], label="Adapter")
                     second = gr.Dropdown(["none", *names], value="none", label="Compare with")
@@ -81,6 +81,10 @@ def make_page(engines: Mapping[str, Engine], examples: Sequence[Path]) -> gr.Blo
         if examples:
             gr.Examples([[str(path)] for path in examples], [picture], cache_examples=False, label="Examples")
     return page
+
+
+def _path_of(payload: Any) -> str | None:
+    return None if payload is None else payload.path
 
 
 def _decoding_options(default: DecodingConfig) -> list[Any]:
