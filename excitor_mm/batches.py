@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from accelerate import Accelerator
 
 from excitor_mm.config import RunConfig, SourceConfig
-from excitor_mm.console import log
 from excitor_mm.data.pipeline import Batch, ExampleMaker, collate
 from excitor_mm.data.shards import list_shards
 from excitor_mm.data.stream import StreamItem, TrainingStream, read_stream
@@ -16,7 +15,7 @@ from excitor_mm.model import ExcitorModel
 
 
 def training_batches(config: RunConfig, model: ExcitorModel, accelerator: Accelerator, start: int) -> Iterator[Batch]:
-    """Batches of this rank from position `start`; bad samples are logged as they are found."""
+    """Batches of this rank from position `start`."""
     sources = config.training_sources()
     order = mixed_order([source.weight for source in sources])
     taken = [0] * len(sources)
@@ -27,8 +26,6 @@ def training_batches(config: RunConfig, model: ExcitorModel, accelerator: Accele
     ]
     for place in order:
         item = next(streams[place])
-        for record in item.bad:
-            log(f"bad sample {record.key} in {record.shard}: {record.reason}")
         yield item.batch
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from excitor_mm.adapter import fingerprint
 from excitor_mm.answer import Answer, Asked, answer
 from excitor_mm.config import DecodingConfig
 from excitor_mm.console import Progress, log
@@ -81,6 +82,7 @@ def predict(
     if state.is_main_process:
         meta: dict[str, Any] = {"adapter": adapter, "shards": shards, "task": tasks.task}
         meta |= {
+            "adapter_fingerprint": fingerprint(model.trainables().items()),
             "prompt": tasks.form.template,
             "decoding": dataclasses.asdict(decoding),
             "other_images": other_images,
@@ -103,8 +105,6 @@ def predict(
         Progress("captioning" if rows is CAPTIONS else "answering", remaining, rows.things) as bar,
     ):
         for item in read_stream(stream, workers):
-            for record in item.bad:
-                log(f"bad sample {record.key} in {record.shard}: {record.reason}")
             bad += len(item.bad)
             asked = _asked(item.batch or [], other_images)
             for start in range(0, len(asked), batch_size):

@@ -15,6 +15,7 @@ from excitor_mm.data.samples import Sample
 from excitor_mm.data.shards import list_shards
 from excitor_mm.data.stream import EvaluationStream, read_stream
 from excitor_mm.data.tasks import Conversation
+from excitor_mm.errors import DataError
 from excitor_mm.metrics.captions import score_captions
 from excitor_mm.metrics.scienceqa import LETTERS, extract_choice
 from excitor_mm.metrics.vqa import accuracy
@@ -40,7 +41,11 @@ class Validated(NamedTuple):
 
 
 def validate(model: ExcitorModel, config: RunConfig, accelerator: Accelerator) -> Validated:
-    """Score the validation sources."""
+    """Score the validation sources.
+
+    Raises:
+        DataError: one that gives no score.
+    """
     scores: dict[str, float] = {}
     sources = config.validation_sources()
     for number, source in enumerate(sources):
@@ -112,7 +117,10 @@ def _score(task: str, rows: list[tuple[Conversation, str]]) -> float:
     """x100, of conversations with what was answered."""
     if task == "caption":
         references = {one.id: list(one.answers) for one, _ in rows}
-        return score_captions({one.id: text for one, text in rows}, references, ["CIDEr"]).scores["CIDEr"]
+        result = score_captions({one.id: text for one, text in rows}, references, ["CIDEr"])
+        if result.failed:
+            raise DataError(f"The validation images cannot be scored: {result.failed['CIDEr']}")
+        return result.scores["CIDEr"]
     if task == "vqa":
         return 100 * sum(accuracy(text, one.answers) for one, text in rows) / len(rows)
     return 100 * sum(extract_choice(text, len(LETTERS)) == one.right for one, text in rows) / len(rows)

@@ -67,6 +67,10 @@ def test_other_settings_and_doubled_images_are_refused(adapter: Path, run_config
     predict(model, run_config.data.train, output, adapter="best", workers=0)
     with pytest.raises(DataError, match="other settings"):
         predict(model, run_config.data.train, output, adapter="other", workers=0)
+    for parameter in model.trainables().values():
+        parameter.data += 1  # another adapter of the same name
+    with pytest.raises(DataError, match="other settings"):
+        predict(model, run_config.data.train, output, adapter="best", workers=0)
     make_shards(tmp_path / "again", [2])
     both = f"{tmp_path}/again/tiny-000000.tar,{run_config.data.train}"
     with pytest.raises(DataError, match="2 images are twice"):

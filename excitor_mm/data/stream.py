@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from excitor_mm.console import log
 from excitor_mm.data.samples import BadSample, Sample
 from excitor_mm.data.shards import BadRecord, read_shard
 from excitor_mm.errors import DataError
@@ -255,7 +256,7 @@ def _failing_softly(items: Iterator[StreamItem]) -> Iterator[StreamItem | _Failu
 
 
 def read_stream(stream: TrainingStream | EvaluationStream, workers: int) -> Iterator[StreamItem]:
-    """The items of a stream; `workers` processes read and decode (0: this process).
+    """The items of a stream; `workers` processes read and decode (0: this process). Bad samples are logged.
 
     Raises:
         DataError: what stopped a worker.
@@ -263,4 +264,6 @@ def read_stream(stream: TrainingStream | EvaluationStream, workers: int) -> Iter
     for item in DataLoader(stream, batch_size=None, num_workers=workers):
         if isinstance(item, _Failure):
             raise DataError(item.sentence)
+        for record in item.bad:
+            log(f"bad sample {record.key} in {record.shard}: {record.reason}")
         yield item

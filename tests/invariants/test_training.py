@@ -17,13 +17,14 @@ from safetensors.torch import load_file
 
 from excitor_mm.adapter import TENSORS, load_config
 from excitor_mm.config import RunConfig
+from excitor_mm.data.index import write_shard
 from excitor_mm.data.pipeline import Batch, ExampleMaker, collate
 from excitor_mm.data.shards import list_shards
 from excitor_mm.data.stream import EvaluationStream, read_stream
-from excitor_mm.errors import ConfigError
+from excitor_mm.errors import ConfigError, DataError
 from excitor_mm.model import ExcitorModel
 from excitor_mm.train import build_for_training, make_optimizer, set_learning_rate, train, train_step
-from tests.conftest import jpeg, make_shards
+from tests.conftest import jpeg, make_sample, make_shards
 
 
 def change(config: RunConfig, **settings: object) -> RunConfig:
@@ -133,6 +134,18 @@ def test_patience_ends_a_run_and_saves_it(run_config: RunConfig) -> None:
     output = train(config).parent
     assert torch.load(output / "checkpoint.pt", weights_only=True)["step"] == 2
     assert load_config(output / "last").training["steps"] == "2"
+
+
+def test_validation_that_gives_no_score_is_a_sentence_and_says_what_was_bad(
+    run_config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One image has no CIDEr; the other cannot be decoded."""
+    good, bad = make_sample(1), dataclasses.replace(make_sample(2), image=b"no picture")
+    write_shard(tmp_path / "v.tar", [good, bad])
+    data = dataclasses.replace(run_config.data, validation=str(tmp_path / "v.tar"))
+    with pytest.raises(DataError, match=r"validation.*at least 2 images"):
+        train(dataclasses.replace(run_config, data=data))
+    assert f"bad sample {bad.key} in v.tar: not an image" in capsys.readouterr().err
 
 
 def test_saved_and_loaded_is_bit_equal(run_config: RunConfig, tmp_path: Path) -> None:
