@@ -10,6 +10,7 @@ import io
 import json
 import re
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -69,7 +70,7 @@ def _coco_problems(content: bytes, val_images: Path, test_images: Path) -> list[
     try:
         archive = zipfile.ZipFile(io.BytesIO(content))
         members = {item.filename: archive.read(item) for item in archive.infolist() if not item.is_dir()}
-    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         return [f"The file is not a readable zip ({error})."]
     problems = [
         f"The zip has a folder in the name {name!r}; files must lie at its top." for name in members if "/" in name
@@ -197,7 +198,7 @@ def _algorithm_problems(algorithm: str, name: str) -> list[str]:
 
 def _check_algorithm(algorithm: str) -> None:
     if not ALGORITHM.fullmatch(algorithm):
-        raise ConfigError(f"--alg is {algorithm!r}, expected letters, digits, points and hyphens.")
+        raise ConfigError(f"--algorithm is {algorithm!r}, expected letters, digits, points and hyphens.")
 
 
 def _refuse(problems: list[str]) -> None:

@@ -108,6 +108,12 @@ def test_flaws_of_the_names(official: Path, names: list[str], sentence: str) -> 
 def test_not_a_zip_and_no_file(official: Path) -> None:
     (official / "x.zip").write_bytes(b"PK no zip")
     assert "not a readable zip" in check_coco(official / "x.zip", *coco_lists(official))[0]
+    with zipfile.ZipFile(official / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("captions_val2014_a_results.json", "abcdefgh" * 100)
+    data = bytearray((official / "x.zip").read_bytes())
+    data[62:70] = b"\xff" * 8  # inside the packed rows
+    (official / "x.zip").write_bytes(data)
+    assert "not a readable zip" in check_coco(official / "x.zip", *coco_lists(official))[0]
     with pytest.raises(DataError, match="cannot be read"):
         check_coco(official / "none.zip", *coco_lists(official))
     with pytest.raises(DataError, match="official file"):
@@ -123,7 +129,7 @@ def test_nothing_is_written_that_would_be_rejected(official: Path) -> None:
         official / "short.json", official / "captions.jsonl", *lists, "a", official / "filled", fill_missing=True
     )
     assert check_coco(path, *lists) == []
-    with pytest.raises(ConfigError, match="expected letters"):
+    with pytest.raises(ConfigError, match=r"--algorithm.*expected letters"):
         write_vqa(official / "answers.json", official / "questions.json", "", official / "out")
     assert not (official / "out").exists()
 

@@ -46,6 +46,8 @@ def _evaluate_captions_options(parser: ArgumentParser) -> None:
 def _evaluate_captions(options: Namespace) -> int:
     from excitor_mm.evaluate.captions import evaluate_captions, format_scores
 
+    if options.pictures is not None and options.output is None:
+        raise ConfigError("--pictures is given without --output: report.html lies beside report.json.")
     report = evaluate_captions(
         options.predictions,
         options.references,
@@ -60,8 +62,6 @@ def _evaluate_captions(options: Namespace) -> int:
         pictures=options.pictures,
     )
     if options.pictures is not None:
-        if options.output is None:
-            raise ConfigError("--pictures is given without --output: report.html lies beside report.json.")
         _write_page(options.pictures, options.predictions, options.output, report)
     print(format_scores(report))
     return 1 if report["failed"] or report["remarks"] else 0

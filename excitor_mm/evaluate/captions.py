@@ -19,7 +19,6 @@ from excitor_mm.evaluate.reports import make_report, write_report_files
 from excitor_mm.metrics.bootstrap import interval
 from excitor_mm.metrics.captions import METRICS, CaptionScores, score_captions
 from excitor_mm.metrics.clip_score import clip_scores
-from excitor_mm.metrics.coverage import check_coverage
 from excitor_mm.references import Id, read_predictions, read_references
 
 PER_IMAGE = "per_image.jsonl"
@@ -67,6 +66,8 @@ def evaluate_captions(
     whole = len(truth)
     if subset:
         truth = {i: captions for i, captions in truth.items() if i in guesses}
+    if pictures is not None:
+        _check_pictures(pictures, truth)
     result = score_captions(guesses, truth, metrics)
     more: dict[str, Any] = {}
     if clip_model is not None:
@@ -100,6 +101,15 @@ def evaluate_captions(
     return report
 
 
+def _check_pictures(pictures: str, truth: Mapping[Id, Sequence[str]]) -> None:
+    found = {sample.image_id for shard in list_shards(pictures) for sample in read_shard(shard, lambda _: None)}
+    if absent := [i for i in truth if i not in found]:
+        raise DataError(
+            f"{pictures} lacks the pictures of {len(absent)} of {len(truth)} images {absent[:5]}: give the shards "
+            "that were captioned."
+        )
+
+
 def _clip_scores(
     model: str, pictures: str | None, guesses: Mapping[Id, str], truth: Mapping[Id, Sequence[str]]
 ) -> dict[str, dict[Id, float]]:
@@ -109,7 +119,6 @@ def _clip_scores(
     samples = (sample for shard in shards for sample in read_shard(shard, lambda _: None))
     images = ((s.image_id, load_image(s.image)) for s in samples if s.image is not None and s.image_id in truth)
     found = clip_scores(model, images, guesses, truth)
-    check_coverage(found["CLIPScore"], truth, "images")
     return {name: {i: values[i] for i in truth} for name, values in found.items()}
 
 

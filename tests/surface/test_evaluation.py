@@ -15,6 +15,7 @@ import pytest
 from excitor_mm.cli import main
 from excitor_mm.config import RunConfig
 from excitor_mm.train import train
+from tests.conftest import make_shards
 
 TRUTH = [
     (1, "A dog runs on grass."),
@@ -108,6 +109,21 @@ def test_one_image_and_missing_references(folder: Path, capsys) -> None:
     (folder / "truth.json").write_text(json.dumps({"annotations": [{"image_id": 1, "caption": 7}]}))
     status, _, error = evaluate(folder, json.dumps(guesses()), capsys)
     assert (status, "neither COCO captions" in error) == (2, True)
+
+
+def test_pictures_that_do_not_fit_are_found_before_scoring(folder: Path, capsys) -> None:
+    """The shards hold the pictures 0 and 1, the predictions speak of 1, 2 and 3."""
+    shards = make_shards(folder / "shards", [2])
+    report = ["--output", str(folder / "report.json")]
+    for options, sentence in (
+        (["--pictures", str(shards), *report], "lacks the pictures of 2 of 3 images"),
+        (["--pictures", str(folder / "none"), *report], "does not exist"),
+        (["--pictures", str(shards)], "without --output"),
+    ):
+        status, out, error = evaluate(folder, json.dumps(guesses()), capsys, *options)
+        assert (status, out) == (2, "")
+        assert sentence in error
+        assert not (folder / "report.json").exists()
 
 
 def test_a_report_that_cannot_be_written(folder: Path, capsys) -> None:
