@@ -4,7 +4,8 @@ For each person: min(1, matches among the *others* / 3); the accuracy is the mea
 and more than 3 matches give 0, .3, .6, .9 and 1.
 
 `official`: answers are normalised only where the people disagree, which is what the official file does: a
-unanimous "yes" against "Yes" scores 0. `normalized`: both sides always, which is what most papers' code does.
+unanimous "yes" against "Yes" scores 0. `normalized`: both sides always, which is what the code of OpenFlamingo
+and lmms-eval does.
 """
 
 from __future__ import annotations

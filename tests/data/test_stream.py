@@ -68,6 +68,29 @@ def test_key_ends_at_the_first_dot_and_extensions_are_lower_cased(tmp_path: Path
     assert (sample.key, sample.captions, bad) == ("f.g/7", ("yes",), [])
 
 
+def test_the_folder_is_part_of_the_key(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", [("a/1.jpg", jpeg()), ("b/1.jpg", jpeg()), ("b/1.txt", b"b")])
+    bad: list[BadRecord] = []
+    found = [(sample.key, sample.captions) for sample in read_shard(str(path), bad.append)]
+    assert (found, bad) == ([("a/1", ()), ("b/1", ("b",))], [])
+
+
+def test_bad_samples_cost_no_sleep_and_pickles_are_never_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*args: object) -> None:
+        raise AssertionError("slept or unpickled")
+
+    monkeypatch.setattr("time.sleep", forbidden)
+    monkeypatch.setattr("pickle.loads", forbidden)
+    bomb = b"cos\nsystem\n(S'true'\ntR."
+    path = write_tar(
+        tmp_path / "x.tar", [("1.pyd", bomb), *members(2), ("000000000002.pickle", bomb), ("3.json", b"{")]
+    )
+    ids, bad = read(path)
+    assert (ids, [record.reason for record in bad]) == ([2], ["no image", "no image"])
+
+
 def test_a_tar_cut_anywhere_gives_the_samples_before_the_cut(tmp_path: Path) -> None:
     whole = write_tar(tmp_path / "x.tar", members(1) + members(2) + members(3)).read_bytes()
     end = whole.rstrip(b"\0").__len__()

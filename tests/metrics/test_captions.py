@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pycocoevalcap
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from excitor_mm.commands import COMMANDS
@@ -52,13 +53,6 @@ def test_all_metrics_on_one_scale(scores: CaptionScores) -> None:
 def test_copied_references_beat_random_captions(scores: CaptionScores) -> None:
     cider = scores.per_image["CIDEr"]
     assert min(cider[i] for i in cider if i % 2) > max(cider[i] for i in cider if not i % 2)
-
-
-def test_order_of_images_changes_nothing(scores: CaptionScores) -> None:
-    turned = {i: REFERENCES[i] for i in reversed(REFERENCES)}
-    again = score_captions(PREDICTIONS, turned, ["BLEU", "ROUGE-L", "CIDEr"])
-    for name, value in again.scores.items():
-        assert value == pytest.approx(scores.scores[name])
 
 
 def test_tokenizer_agrees_with_pycocoevalcaps_own() -> None:
@@ -112,18 +106,6 @@ def test_shuffled_control_moves_every_caption(captions: dict[int, str], seed: in
     assert moved.keys() == numbered.keys()
     assert sorted(moved.values()) == sorted(numbered.values())
     assert all(moved[i] != numbered[i] for i in moved)
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 1000))
-def test_a_copied_reference_never_scores_below_its_shuffled_words(seed: int) -> None:
-    references = {i: sentences(seed + i, 5) for i in range(10)}
-    chooser = random.Random(seed)
-    copied = {i: [texts[0]] for i, texts in references.items()}
-    mixed = {
-        i: [" ".join(chooser.sample(texts[0].split(), len(texts[0].split())))] for i, texts in references.items()
-    }
-    assert Cider().compute_score(references, copied)[0] >= Cider().compute_score(references, mixed)[0]
 
 
 def test_no_java_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,11 +215,14 @@ def test_java_that_dies_takes_one_metric(tmp_path: Path, monkeypatch: pytest.Mon
     assert result.scores.keys() == {"CIDEr"}
 
 
-def test_nothing_is_written_beside_the_jars() -> None:
-    """A read-only site-packages is enough."""
+def test_nothing_is_written_beside_the_jars(tmp_path: Path) -> None:
+    """A read-only site-packages is enough, and one with a space in its path is no trouble."""
+    (tmp_path / "a b").mkdir()
+    (tmp_path / "a b" / "pycocoevalcap").symlink_to(Path(pycocoevalcap.__path__[0]))
     code = """
 import sys, os, pycocoevalcap
 home = list(pycocoevalcap.__path__)[0]
+assert "a b" in home
 def watch(event, arguments):
     if event == "open" and str(arguments[0]).startswith(home) and set(str(arguments[1])) & set("wax+"):
         print("WRITES", arguments)
@@ -245,8 +230,10 @@ sys.addaudithook(watch)
 from excitor_mm.metrics.captions import score_captions
 print(score_captions({1: "a dog", 2: "a cat"}, {1: ["a dog runs"], 2: ["the cat"]}).scores.keys())
 """
-    done = subprocess.run([sys.executable, "-B", "-c", code], capture_output=True, text=True)
-    assert "METEOR" in done.stdout
+    places = f"{tmp_path / 'a b'}:{Path(__file__).parents[2]}"
+    environment = {**os.environ, "PYTHONPATH": places}
+    done = subprocess.run([sys.executable, "-B", "-c", code], capture_output=True, text=True, env=environment)
+    assert "METEOR" in done.stdout, done.stderr
     assert "WRITES" not in done.stdout
 
 

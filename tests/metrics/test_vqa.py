@@ -28,6 +28,8 @@ def test_unanimous_people_are_not_normalised_officially() -> None:
         assert accuracy(answer, ["yes"] * 10, "official") == 0
         assert accuracy(answer, ["yes"] * 10, "normalized") == 1
         assert accuracy(answer, ["yes"] * 9 + ["no"], "official") == 1
+    for rule in RULES:  # some forks normalise the answer alone, and then unanimous people never said "a dog"
+        assert accuracy("a dog", ["a dog"] * 10, rule) == 1
     assert accuracy("yes\n", ["yes"] * 10, "official") == 1  # white space at the ends is always stripped
 
 
