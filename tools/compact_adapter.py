@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from excitor_mm.adapter import TENSORS, load_config, save_adapter
+from excitor_mm.adapter import LORA, TENSORS, load_config, save_adapter
 
 
 def main() -> None:
@@ -20,9 +20,12 @@ def main() -> None:
     parser.add_argument("adapter", type=Path, help="adapter folder to read")
     parser.add_argument("output", type=Path, help="adapter folder to write")
     options = parser.parse_args()
-    tensors = load_file(options.adapter / TENSORS)
-    halves = {name: tensor.half() for name, tensor in tensors.items()}
-    save_adapter(options.output, load_config(options.adapter), halves)
+    config = load_config(options.adapter)
+    halves = [
+        {name: tensor.half() for name, tensor in load_file(options.adapter / file).items()}
+        for file in (TENSORS, *([LORA] if config.lora.rank else []))
+    ]
+    save_adapter(options.output, config, *halves)
 
 
 if __name__ == "__main__":
