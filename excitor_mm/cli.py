@@ -9,10 +9,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from excitor_mm.commands import COMMANDS
+from excitor_mm.commands import COMMANDS, make_parser
 from excitor_mm.console import log
 from excitor_mm.errors import ExcitorError
-from excitor_mm.options import build_parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # decoding processes are forked
     try:
-        options = build_parser(COMMANDS.values()).parse_args(arguments)
+        options = make_parser().parse_args(arguments)
         words = []
         while "subcommand" in options:
             words.append(options.subcommand)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from excitor_mm.config import RunConfig
 from excitor_mm.console import log
@@ -70,18 +71,23 @@ GROUPS = {
 """Commands that only hold others."""
 
 
-def build_parser(commands: Iterable[Command]) -> ArgumentParser:
-    """The parser of all commands."""
-    parser = _Parser(prog="excitor-mm", description="Image captioning with LLaMA-Excitor.")
+class _Help(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the lines of examples; commands take over the formatter of what holds them."""
+
+
+def build_parser(commands: Iterable[Command], examples: Mapping[str, Sequence[str]]) -> ArgumentParser:
+    """The parser of all commands; `--help` of a command ends with its examples."""
+    parser = _Parser(prog="excitor-mm", description="Images to text with LLaMA-Excitor.", formatter_class=_Help)
     known = config_keys(RunConfig)
     groups = {"": parser.add_subcommands()}
     for command in commands:
         group, _, name = command.name.rpartition(" ")
         if group not in groups:
-            holder = _Parser(description=GROUPS[group])
+            holder = _Parser(description=GROUPS[group], formatter_class=_Help)
             groups[""].add_subcommand(group, holder, help=GROUPS[group])
             groups[group] = holder.add_subcommands()
-        sub = _Parser(description=command.help)
+        lines = "\n  ".join(("examples:", *examples[command.name]))
+        sub = _Parser(description=command.help, epilog=lines)
         command.options(sub)
         sub.known = parser.known = known
         known += [option.lstrip("-") for action in sub._actions for option in action.option_strings]

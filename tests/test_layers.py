@@ -17,7 +17,19 @@ ROWS = [
     {"processor", "language", "lora"},
     {"model", "heatmap"},
     {"likelihood", "answer", "batches", "prepare"},
-    {"generate", "explain", "mmlu", "predict", "evaluate", "submit", "validate", "report", "describe", "checkpoint"},
+    {
+        "generate",
+        "doctor",
+        "explain",
+        "mmlu",
+        "predict",
+        "evaluate",
+        "submit",
+        "validate",
+        "report",
+        "describe",
+        "checkpoint",
+    },
     {"train", "hub", "serve", "forgetting"},
     {"preflight", "options"},
     {"commands", "harnesses"},
@@ -58,7 +70,7 @@ def test_only_one_file_touches_transformers_modelling() -> None:
 
 
 def test_the_command_line_starts_without_heavy_libraries() -> None:
-    code = "import sys, excitor_mm.cli as c; c.build_parser(c.COMMANDS.values())\n"
+    code = "import sys, excitor_mm.cli as c; c.make_parser()\n"
     code += "print([m for m in ('torch', 'timm', 'PIL') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 

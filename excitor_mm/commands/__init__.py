@@ -1,6 +1,15 @@
 """What each command takes and does. Heavy modules are imported inside the command that needs them."""
 
-from excitor_mm.commands import caption, datasets, hub, insight, models, scores, serve
+from jsonargparse import ArgumentParser
 
-MODULES = (datasets, models, caption, scores, insight, hub, serve)
+from excitor_mm.commands import caption, datasets, hub, insight, models, scores, serve, support
+from excitor_mm.commands.examples import EXAMPLES
+from excitor_mm.options import build_parser
+
+MODULES = (datasets, models, caption, scores, insight, hub, serve, support)
 COMMANDS = {command.name: command for module in MODULES for command in module.COMMANDS}
+
+
+def make_parser() -> ArgumentParser:
+    """The parser of all commands, with their examples."""
+    return build_parser(COMMANDS.values(), EXAMPLES)

@@ -15,13 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-from excitor_mm.commands import COMMANDS
+from excitor_mm.commands import make_parser
 from excitor_mm.errors import DataError, DependencyError
 from excitor_mm.evaluate.captions import evaluate_captions, shuffle_captions
 from excitor_mm.metrics.captions import METRICS, CaptionScores, score_captions
 from excitor_mm.metrics.java import find_java
 from excitor_mm.metrics.ptb import ptb_tokenize
-from excitor_mm.options import build_parser
 
 WORDS = "a man dog rides runs on the red big bus street with two small and sits by tree".split()
 
@@ -145,10 +144,10 @@ def test_published_scores_are_reproduced(shared: Path) -> None:
 
 def test_the_commands_metrics_are_those_of_the_scorer(capsys: pytest.CaptureFixture[str]) -> None:
     files = ["--predictions", "p", "--references", "r"]
-    options = build_parser(COMMANDS.values()).parse_args(["evaluate", "captions", *files])
+    options = make_parser().parse_args(["evaluate", "captions", *files])
     assert tuple(options.evaluate.captions.metrics) == METRICS
     with pytest.raises(SystemExit):
-        build_parser(COMMANDS.values()).parse_args(["evaluate", "captions", "--help"])
+        make_parser().parse_args(["evaluate", "captions", "--help"])
     assert "385 MB" in capsys.readouterr().out
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from excitor_mm.cli import main
-from excitor_mm.commands import COMMANDS
-from excitor_mm.options import build_parser
+from excitor_mm.commands import make_parser
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -38,7 +37,7 @@ def test_every_command_parses() -> None:
     ]
     assert len(found) > 20
     for words in found:
-        build_parser(COMMANDS.values()).parse_args([word for word in words[1:] if word != "-"])
+        make_parser().parse_args([word for word in words[1:] if word != "-"])
 
 
 def test_tests_that_docs_name_exist() -> None:
