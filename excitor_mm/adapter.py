@@ -15,9 +15,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +34,7 @@ from excitor_mm.config import (
     from_dict,
 )
 from excitor_mm.errors import AdapterError, ConfigError
+from excitor_mm.files import write_folder
 
 FORMAT_VERSION = 2  # 1: captions alone, "template" and "palette" in place of "prompts"
 TENSORS = "excitor.safetensors"
@@ -104,29 +102,24 @@ def save_adapter(
         config: of the adapter.
         tensors: of the Excitor.
         lora: tensors of LoRA; empty or None: no such file.
-    """
-    from safetensors.torch import save_file
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        fresh.chmod(0o755)
-        for name, group in ((TENSORS, tensors), (LORA, lora)):
-            if name == TENSORS or group:
-                stored = {key: tensor.detach().cpu().contiguous() for key, tensor in (group or {}).items()}
-                save_file(stored, fresh / name)
-        text = json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False) + "\n"
-        (fresh / CONFIG).write_text(text, encoding="utf-8")
-        facts = {"model_type": MODEL_TYPE, "architectures": ["ExcitorForImageTextToText"]}
-        (fresh / "config.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        (fresh / CARD).write_text(card_of(folder.name, config), encoding="utf-8")
-        for path in fresh.iterdir():
-            path.chmod(0o644)  # safetensors makes its file readable for the owner alone
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        replace_folder(fresh, folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    Raises:
+        DataError: no space, or no permission.
+    """
+    from safetensors.torch import save
+
+    files = {
+        name: save({key: tensor.detach().cpu().contiguous() for key, tensor in (group or {}).items()})
+        for name, group in ((TENSORS, tensors), (LORA, lora))
+        if name == TENSORS or group
+    }
+    facts = {"model_type": MODEL_TYPE, "architectures": ["ExcitorForImageTextToText"]}
+    texts = {
+        CONFIG: json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False) + "\n",
+        "config.json": json.dumps(facts, indent=2) + "\n",
+        CARD: card_of(folder.name, config),
+    }
+    write_folder(folder, {**files, **{name: text.encode("utf-8") for name, text in texts.items()}})
 
 
 def card_of(name: str, config: AdapterConfig, report: Mapping[str, Any] | None = None) -> str:
@@ -139,17 +132,6 @@ def card_of(name: str, config: AdapterConfig, report: Mapping[str, Any] | None =
         training=config.training,
         report=report,
     )
-
-
-def replace_folder(fresh: Path, folder: Path) -> None:
-    """Rename `fresh` to `folder`; an older `folder` is moved away first and then deleted."""
-    if not folder.exists():
-        fresh.rename(folder)
-        return
-    old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-old-"))
-    folder.rename(old / "folder")
-    fresh.rename(folder)
-    shutil.rmtree(old)
 
 
 def find_adapter(

@@ -1,36 +1,77 @@
-"""The batches of a training run: one stream, or several mixed by weight."""
+"""The batches of a rank for each training step: from one stream, or from several mixed by weight.
+
+A step takes all its samples from one source, at the next positions in that source's order. Position p goes to rank
+p % ranks, and there to forward pass p // ranks % accumulation: two passes of one rank see the same samples as one
+pass of two ranks.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from accelerate import Accelerator
 
 from excitor_mm.config import RunConfig, SourceConfig
-from excitor_mm.data.pipeline import Batch, ExampleMaker, collate
+from excitor_mm.data.pipeline import IGNORE, Batch, Example, ExampleMaker, collate
 from excitor_mm.data.shards import list_shards
-from excitor_mm.data.stream import StreamItem, TrainingStream, read_stream
+from excitor_mm.data.stream import Step, TrainingStream, training_steps
+from excitor_mm.errors import DataError, ExcitorError
 from excitor_mm.model import ExcitorModel
 
 
-def training_batches(config: RunConfig, model: ExcitorModel, accelerator: Accelerator, start: int) -> Iterator[Batch]:
-    """Batches of this rank from position `start`."""
-    sources = config.training_sources()
-    order = mixed_order([source.weight for source in sources])
-    taken = [0] * len(sources)
-    for _ in range(start):
-        taken[next(order)] += 1
-    streams = [
-        _stream(config, source, model, accelerator, position) for source, position in zip(sources, taken, strict=True)
-    ]
-    for place in order:
-        item = next(streams[place])
-        yield item.batch
+class Window(NamedTuple):
+    """What a rank brings to one step."""
+
+    batches: list[Batch]
+    """One for each accumulated forward pass."""
+    tokens: int
+    """Answer tokens in all of them."""
+    error: ExcitorError | None
+    """Why there are none; to be told to the other ranks before it is raised."""
+
+
+class Windows:
+    """Windows from step `start` on."""
+
+    def __init__(self, config: RunConfig, model: ExcitorModel, accelerator: Accelerator, start: int) -> None:
+        sources = config.training_sources()
+        self.ranks, self.passes = accelerator.num_processes, config.train.accumulation
+        self.collate = functools.partial(collate, padding=model.processor.tokenizer.pad_token_id)
+        self.order = mixed_order([source.weight for source in sources])
+        self.spare: Example | None = None
+        done = [0] * len(sources)
+        for _ in range(start):
+            done[next(self.order)] += 1
+        self.streams = [
+            _stream(config, source, model, accelerator, steps) for source, steps in zip(sources, done, strict=True)
+        ]
+
+    def next(self) -> Window:
+        """The next window; an error is not raised, but handed over."""
+        try:
+            batches = self._batches(next(self.streams[next(self.order)]))
+        except ExcitorError as error:
+            return Window([], 0, error)
+        tokens = sum(int((batch.inputs["labels"][:, 1:] != IGNORE).sum()) for batch in batches)
+        return Window(batches, tokens, None)
+
+    def _batches(self, step: Step) -> list[Batch]:
+        passes: list[list[Example]] = [[] for _ in range(self.passes)]
+        for position, example in step.examples.items():
+            passes[position // self.ranks % self.passes].append(example)
+            self.spare = example
+        if self.spare is None:
+            reason = f" (last: {step.bad[-1].reason})" if step.bad else ""
+            raise DataError(f"No sample of the first step can be used{reason}: run `excitor-mm shards check`.")
+        # A pass without a good sample still takes part in what the ranks do together, with nothing to learn.
+        silent = self.spare._replace(text=self.spare.text._replace(answers=[]))
+        return [self.collate(examples or [silent]) for examples in passes]
 
 
 def mixed_order(weights: Sequence[float]) -> Iterator[int]:
-    """Which source gives each batch, for ever: after any number of batches each has its share, to within one.
+    """Which source gives each step, for ever: after any number of steps each has its share, to within one.
 
     A function of the weights alone, so all ranks take from the same source at the same time and a resumed run finds
     its place by counting.
@@ -46,27 +87,26 @@ def mixed_order(weights: Sequence[float]) -> Iterator[int]:
 
 def _stream(
     config: RunConfig, source: SourceConfig, model: ExcitorModel, accelerator: Accelerator, start: int
-) -> Iterator[StreamItem]:
-    settings, data = config.train, config.data
-    tokenizer = model.processor.tokenizer
+) -> Iterator[Step]:
+    data, seed = config.data, config.train.seed
     maker = ExampleMaker(
-        tokenizer,
+        model.processor.tokenizer,
         model.task_format(source.task),
         model.tower.transform(data.crop_scale, data.flip),
-        settings.seed,
+        seed,
         data.max_pixels,
         draw=True,
     )
     stream = TrainingStream(
         list_shards(source.shards),
         maker,
-        functools.partial(collate, padding=tokenizer.pad_token_id),
-        batch_size=settings.batch_size // (accelerator.num_processes * settings.accumulation),
-        seed=settings.seed,
+        batch_size=config.train.batch_size,
+        seed=seed,
+        lanes=data.lanes,
+        shuffle_buffer=data.shuffle_buffer,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
-        shuffle_buffer=data.shuffle_buffer,
         max_bad_fraction=data.max_bad_fraction,
-        start_batch=start,
+        start_step=start,
     )
-    return read_stream(stream, data.workers)
+    return training_steps(stream, data.workers)

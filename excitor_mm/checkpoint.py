@@ -1,15 +1,25 @@
-"""The run folder: claiming it, and what a run remembers between two steps."""
+"""The run folder: claiming it, and what a run remembers between two steps.
+
+    checkpoints/step-00000100/state.pt        trainables, optimizer, loss scale, counters
+    checkpoints/step-00000100/manifest.json   its size and sha256
+
+A checkpoint is written to a temporary folder, flushed and renamed. One that is cut off or damaged all the same is
+recognised by its manifest, and the one before is used. Nothing else is needed to go on: the samples of a step and
+its random numbers are functions of (seed, step).
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import io
 import json
 import math
-import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -17,15 +27,23 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from excitor_mm.config import RunConfig
+from excitor_mm.console import log
 from excitor_mm.errors import ConfigError, DataError
+from excitor_mm.files import LOCK, read_json, recover_folder, write_folder, write_text
 from excitor_mm.model import ExcitorModel
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
+FREE = {
+    "data": ("workers",),
+    "train": ("output", "accumulation", "save_every", "keep", "log_every", "device", "trackers", "nonfinite")
+    + ("gradient_checkpointing", "shard_frozen"),
+}
+"""Keys that a resumed run may change: neither the samples of a step nor what is learnt from them depends on these."""
 
 
 def check_folder(output: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:
-    """Refuse a run folder that is in use, cannot be written, or holds something else than the run it should."""
+    """Refuse a run folder that cannot be written, or holds something else than the run it should."""
     parent = next(folder for folder in (output, *output.parents) if folder.exists())
     if not parent.is_dir():
         raise ConfigError(f"train.output is {output}, but {parent} is a file: choose a folder.")
@@ -35,13 +53,10 @@ def check_folder(output: Path, config: RunConfig, resume: bool, overwrite: bool)
     except OSError as error:
         raise DataError(f"{parent} cannot be written ({error.strerror}): change train.output.") from error
     if resume:
-        if not (output / CHECKPOINT).exists():
-            raise ConfigError(f"{output} has no {CHECKPOINT} to resume from: start it without --resume.")
-        if (output / CONFIG).read_text(encoding="utf-8") != _as_yaml(config):
-            raise ConfigError(
-                f"The configuration differs from {output / CONFIG}: resume with the same one, or start a new run."
-            )
-    elif output.exists() and any(output.iterdir()):
+        if not any(_checkpoints(output)):
+            raise ConfigError(f"{output} has no checkpoint to resume from: start it without --resume.")
+        _same(yaml.safe_load((output / CONFIG).read_text(encoding="utf-8")), _values(config), output / CONFIG)
+    elif _holds(output):
         if not overwrite:
             raise ConfigError(f"{output} holds a run already: add --resume or --overwrite, or change train.output.")
         if not (output / CONFIG).exists():
@@ -51,50 +66,120 @@ def check_folder(output: Path, config: RunConfig, resume: bool, overwrite: bool)
 
 
 def claim_folder(output: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:
-    """Make the run folder, after `check_folder`; with `overwrite` an older run is deleted."""
+    """Make the run folder ready, after `check_folder`; with `overwrite` an older run is deleted."""
     check_folder(output, config, resume, overwrite)
     if resume:
-        return
-    if output.exists():
-        shutil.rmtree(output)
-    output.mkdir(parents=True)
-    (output / CONFIG).write_text(_as_yaml(config), encoding="utf-8")
+        for name in ("best", "last", f"{CHECKPOINTS}/step"):
+            recover_folder(output / name)
+    else:
+        for item in _holds(output):
+            if item.is_dir() and not item.is_symlink():
+                shutil.rmtree(item)
+            else:
+                item.unlink()
+    write_text(output / CONFIG, yaml.safe_dump(_values(config), sort_keys=False))
 
 
-def _as_yaml(config: RunConfig) -> str:
-    return yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(config))), sort_keys=False)
+def _holds(output: Path) -> list[Path]:
+    """What lies in the folder, but for the lock."""
+    return [item for item in output.iterdir() if item.name != LOCK] if output.exists() else []
+
+
+def _values(config: RunConfig) -> dict[str, Any]:
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _same(saved: Any, values: dict[str, Any], path: Path) -> None:
+    """Refuse to go on with other settings, naming them."""
+    changed = [
+        f"{group}.{key}"
+        for group, wanted in values.items()
+        for key in (wanted if isinstance(wanted, dict) else [""])
+        if key not in FREE.get(group, ()) and _part(saved, group, key) != (wanted[key] if key else wanted)
+    ]
+    if changed:
+        raise ConfigError(
+            f"The configuration differs from {path} in {', '.join(key.rstrip('.') for key in changed)}: "
+            "resume with the same one, or start a new run."
+        )
+
+
+def _part(saved: Any, group: str, key: str) -> Any:
+    part = saved.get(group) if isinstance(saved, dict) else None
+    return part.get(key) if key and isinstance(part, dict) else part
+
+
+def _checkpoints(output: Path) -> Iterator[Path]:
+    """Latest first."""
+    return iter(sorted((output / CHECKPOINTS).glob("step-*"), reverse=True))
+
+
+def write_checkpoint(output: Path, step: int, state: Mapping[str, Any], keep: int) -> None:
+    """Write one checkpoint, and delete all but the latest `keep`.
+
+    Raises:
+        DataError: no space, or no permission; what was there stays.
+    """
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    content = buffer.getvalue()
+    facts = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest = json.dumps({"step": step, "state.pt": facts}).encode()
+    write_folder(output / CHECKPOINTS / f"step-{step:08d}", {"state.pt": content, "manifest.json": manifest})
+    for old in list(_checkpoints(output))[max(1, keep) :]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def read_checkpoint(output: Path) -> dict[str, Any]:
+    """The latest checkpoint that is whole.
+
+    Raises:
+        DataError: none is.
+    """
+    for folder in _checkpoints(output):
+        try:
+            facts = read_json(folder / "manifest.json")["state.pt"]
+            content = (folder / "state.pt").read_bytes()
+            if len(content) != facts["bytes"] or hashlib.sha256(content).hexdigest() != facts["sha256"]:
+                raise ValueError("its checksum differs")
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except (OSError, DataError, ValueError, KeyError, TypeError) as error:
+            log(f"checkpoint {folder.name} is cut off or damaged ({error}); going on from the one before")
+    raise DataError(f"No checkpoint in {output / CHECKPOINTS} is whole: start the run anew with --overwrite.")
 
 
 class RunState:
     """What a run remembers: position, best score, and how to write them down."""
 
     def __init__(
-        self, model: ExcitorModel, optimizer: torch.optim.Optimizer, output: Path, scores: Sequence[str] = ()
+        self,
+        model: ExcitorModel,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        output: Path,
+        scores: Sequence[str] = (),
     ) -> None:
         """`scores`: what validation measures, in words; the first one chooses best/."""
-        self.model, self.optimizer, self.output, self.scores = model, optimizer, output, scores
-        self.step, self.best, self.stale = 0, -math.inf, 0
+        self.model, self.optimizer, self.scaler, self.output, self.scores = model, optimizer, scaler, output, scores
+        self.step, self.best, self.stale, self.left_out = 0, -math.inf, 0, 0
 
-    def save(self) -> None:
-        """The last adapter and the checkpoint, each replaced in one move."""
+    def save(self, keep: int) -> None:
+        """The last adapter and a checkpoint, each in one move."""
         self.model.save_pretrained(self.output / "last", self.facts())
         tensors: dict[str, Tensor] = {name: p.detach() for name, p in self.model.trainables().items()}
-        facts = {"step": self.step, "best": self.best, "stale": self.stale}
-        fresh = self.output / f".{CHECKPOINT}"
-        with fresh.open("wb") as file:
-            torch.save({"trainables": tensors, "optimizer": self.optimizer.state_dict(), **facts}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self.output / CHECKPOINT)
+        state = {"trainables": tensors, "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        counters = {"step": self.step, "best": self.best, "stale": self.stale, "left_out": self.left_out}
+        write_checkpoint(self.output, self.step, {**state, **counters}, keep)
 
-    def load(self) -> None:
-        """Go on where `save` was called last."""
-        saved = torch.load(self.output / CHECKPOINT, map_location="cpu", weights_only=True)
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
         with torch.no_grad():
             for name, parameter in self.model.trainables().items():
                 parameter.copy_(saved["trainables"][name])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.step, self.best, self.stale = saved["step"], saved["best"], saved["stale"]
+        self.scaler.load_state_dict(saved["scaler"])
+        for name in ("step", "best", "stale", "left_out"):
+            setattr(self, name, saved[name])
 
     def forget_later_metrics(self) -> None:
         """Drop lines of metrics.jsonl that were written after the checkpoint: those steps come again."""
@@ -102,7 +187,7 @@ class RunState:
         if path.exists():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step]
-            path.write_text("".join(kept), encoding="utf-8")
+            write_text(path, "".join(kept))
 
     def note(self, accelerator: Accelerator, facts: dict[str, float]) -> None:
         """One line of metrics.jsonl, and the trackers."""
@@ -111,13 +196,11 @@ class RunState:
                 file.write(json.dumps({"step": self.step, **facts}) + "\n")
             accelerator.log(facts, step=self.step)
 
-    def judge(self, score: float, accelerator: Accelerator) -> None:
-        """Keep the adapter if it is the best so far."""
-        self.stale = 0 if score > self.best else self.stale + 1
-        if score > self.best:
-            self.best = score
-            if accelerator.is_main_process:
-                self.model.save_pretrained(self.output / "best", self.facts())
+    def judge(self, score: float) -> bool:
+        """Count a validation; True when it is the best so far."""
+        better = score > self.best
+        self.best, self.stale = max(score, self.best), 0 if better else self.stale + 1
+        return better
 
     def out_of_patience(self, patience: int | None) -> bool:
         """True when the last `patience` validations brought nothing better."""

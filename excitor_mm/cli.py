@@ -1,6 +1,7 @@
 """The command line: `excitor-mm <command>`.
 
-Results go to stdout, progress to stderr. Errors of `ExcitorError` are one sentence on stderr and exit status 2.
+Results go to stdout, progress to stderr. Errors of `ExcitorError` are one sentence on stderr and exit status 2
+(128 + n when signal n ended a run that was saved).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return COMMANDS[" ".join(words)].run(options)
     except ExcitorError as error:
         log(f"excitor-mm: {error}")
-        return 2
+        return error.status
     except KeyboardInterrupt:
         log("excitor-mm: interrupted")
         return 130

@@ -109,7 +109,7 @@ class SourceConfig:
     template: str | None = None
     """Prompt template of this task; null: prompt.template."""
     weight: PositiveFloat = 1.0
-    """Its share of the batches, relative to the other sources; unused in validation."""
+    """Its share of the steps, relative to the other sources; unused in validation."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,10 @@ class DataConfig:
     """What shards named by a text are used for."""
     workers: NonNegativeInt = 2
     """Processes that read and decode, per rank."""
+    lanes: PositiveInt = 16
+    """Shards open at a time, over all ranks and workers: at most all, best a multiple of ranks x workers."""
     shuffle_buffer: NonNegativeInt = 1000
-    """Samples held (undecoded) for shuffling, per worker."""
+    """Samples held (undecoded) for shuffling, over all lanes."""
     max_bad_fraction: ClosedUnitInterval = 0.01
     """Stop when more than this share of the samples cannot be used."""
     crop_scale: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.9, 1.0)
@@ -146,7 +148,7 @@ class TrainConfig:
     """The optimisation."""
 
     output: str = "runs/train"
-    """Run folder: best/, last/, metrics.jsonl, config.yaml, checkpoint.pt."""
+    """Run folder: best/, last/, metrics.jsonl, config.yaml, checkpoints/."""
     start: str | None = None
     """Adapter folder to go on from, with its palette and the prompts of its tasks; null: fresh blocks."""
     steps: PositiveInt = 1000
@@ -177,6 +179,12 @@ class TrainConfig:
     """Stop after this many validations without a better score; null: never."""
     save_every: PositiveInt = 100
     """Steps between two checkpoints to resume from."""
+    keep: PositiveInt = 2
+    """Latest checkpoints that are kept; the best adapter always is."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """What a loss or gradient that is NaN or infinite does: stop the run, or leave the step out."""
+    shard_frozen: bool = False
+    """Divide the frozen layers among the processes (FSDP2), where one cannot hold them."""
     log_every: PositiveInt = 10
     """Steps between two lines of metrics.jsonl."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -32,17 +32,18 @@ class Progress:
         total: number of units, or None when it is not known.
         unit: plural noun of what is counted.
         done: units finished before this process started (a resumed run).
+        shown: False in all but one of several processes.
     """
 
-    def __init__(self, description: str, total: int | None, unit: str, done: int = 0) -> None:
-        self.description, self.total, self.unit = description, total, unit
+    def __init__(self, description: str, total: int | None, unit: str, done: int = 0, shown: bool = True) -> None:
+        self.description, self.total, self.unit, self.shown = description, total, unit, shown
         self.start_count = self.count = done
         self.note = ""
 
     def __enter__(self) -> Progress:
         self.started = self.last_line = time.monotonic()
         self._bar = None
-        if sys.stderr.isatty():
+        if self.shown and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as RichProgress
@@ -77,6 +78,8 @@ class Progress:
 
     def _plain_line(self) -> None:
         self.last_line, rate = time.monotonic(), self._rate()
+        if not self.shown:
+            return
         line = f"{self.description}: {self.count}"
         if self.total is not None:
             line += f"/{self.total}"

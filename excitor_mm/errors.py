@@ -5,14 +5,18 @@
     +-- DataError         an annotation file, a shard, an image
     +-- AdapterError      an adapter folder, or one made for another base model or encoder
     +-- DependencyError   something the machine lacks: Java, default weights, an optional package
+    +-- Stopped           a signal ended a run, which was saved
 
 Every message is one sentence that says what was got, what was expected and what to do. The command
-line prints it without a traceback and exits with status 2.
+line prints it without a traceback and exits with `status`.
 """
 
 
 class ExcitorError(Exception):
     """Anything the user can put right; the message says how."""
+
+    status = 2
+    """Exit status of the command line."""
 
 
 class ConfigError(ExcitorError):
@@ -29,3 +33,11 @@ class AdapterError(ExcitorError):
 
 class DependencyError(ExcitorError):
     """The machine lacks something: Java, the default weights, an optional package."""
+
+
+class Stopped(ExcitorError):
+    """A signal ended a run after it was saved; the status is 128 + its number, as shells say it."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.status = 128 + signal_number

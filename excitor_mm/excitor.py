@@ -46,7 +46,8 @@ class Absorbed(NamedTuple):
 
 
 class Excitor(nn.Module):
-    """The trainable block of one attention layer. Parameters are fp32; the maths runs in the input's dtype.
+    """The trainable block of one attention layer. Parameters are fp32; the maths runs in the input's dtype, or in
+    fp32 where that is fp16, so that no score overflows.
 
     Args:
         width: C, the model width.
@@ -97,13 +98,15 @@ class Excitor(nn.Module):
         Returns:
             float[B, 2, N, R]; with full projections float[B, 1, N, V], the image itself.
         """
+        image = image.to(_wide(image.dtype))
         if not hasattr(self, "visual_key_down"):
             return image[:, None]
         down = torch.stack([self.visual_key_down, self.visual_value_down]).to(image.dtype)
         return torch.einsum("bnv,prv->bpnr", image, down)
 
     def absorb(self, dtype: torch.dtype) -> Absorbed:
-        """Multiplied in fp32 and given in `dtype`; `generate` does it once, not at every token."""
+        """Multiplied in fp32, given in `dtype` (fp16: in fp32); `generate` does it once, not at every token."""
+        dtype = _wide(dtype)
         query_up = self.query_up.view(self.key_heads, self.head_width, -1)  # [H, d, r]
         scores = self._rows("visual_key_up") @ query_up * self.head_width**-0.5
         values = self.gate[:, None, None] * self._rows("visual_value_up")
@@ -140,7 +143,7 @@ class Excitor(nn.Module):
             mixed = torch.cat([mixed[..., :count], mixed[..., count:] @ visual[:, -1]], dim=-1)  # [B, T*H, L]
         mixed = mixed.view(batch * length, self.key_heads, -1).transpose(0, 1)  # [H, B*T, L]
         extra = mixed @ absorbed.values[:, : mixed.shape[-1]]  # (3): [H, B*T, d]
-        return extra.transpose(0, 1).reshape(batch, length, -1)
+        return extra.transpose(0, 1).reshape(batch, length, -1).to(words.dtype)
 
     def inner_attention(
         self, words: Tensor, visual: Tensor | None = None, visual_mask: Tensor | None = None
@@ -161,8 +164,8 @@ class Excitor(nn.Module):
     ) -> Tensor:
         """float[B, T*H, K + N]: heads share the visual rows, so they stand in the row dimension of one product."""
         batch, length, _ = words.shape
-        dtype, count = words.dtype, len(self.prompts)
-        low = F.linear(words, absorbed.query)  # A T
+        dtype, count = absorbed.query.dtype, len(self.prompts)
+        low = F.linear(words.to(dtype), absorbed.query)  # A T
         scores = F.linear(low, absorbed.scores).view(batch, length * self.key_heads, -1)  # (1)
         if visual is not None:
             visual_scores = scores[..., count:] @ visual[:, 0].transpose(1, 2)  # [B, T*H, N]
@@ -173,6 +176,11 @@ class Excitor(nn.Module):
             scores = scores[..., :count]
         exact = torch.promote_types(dtype, torch.float32)  # a softmax in half precision loses small weights
         return torch.softmax(scores, dim=-1, dtype=exact).to(dtype)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The precision of the maths: float16 ends at 65,504, which a score may pass, so float32 takes its place."""
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 def _matrix(rows: int, columns: int) -> nn.Parameter:

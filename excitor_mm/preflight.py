@@ -9,11 +9,11 @@ import torch
 
 from excitor_mm.checkpoint import check_folder
 from excitor_mm.config import RunConfig, SourceConfig
+from excitor_mm.data.check import format_plan, plan_reading
 from excitor_mm.data.images import MAX_PIXELS
 from excitor_mm.data.pipeline import ExampleMaker
 from excitor_mm.data.samples import BadSample
 from excitor_mm.data.shards import expected_samples, list_shards, read_shard
-from excitor_mm.data.stream import reader_slice
 from excitor_mm.errors import DataError
 from excitor_mm.model import ExcitorModel
 from excitor_mm.prepare import build_for_training
@@ -47,10 +47,8 @@ def preflight(config: RunConfig, *, resume: bool = False, overwrite: bool = Fals
             f"steps per epoch  {epoch}; {settings.steps} steps in all",
             f"first example    {length} tokens: {text[:300]!r}",
         ]
-        for worker in range(max(1, data.workers)):
-            parts = reader_slice(shards, worker, max(1, data.workers))
-            names = ", ".join(Path(shard).name + (f" every {step}." if step > 1 else "") for shard, _, step in parts)
-            lines.append(f"worker {worker} (rank 0)  {names}")
+        plan = plan_reading(len(shards), samples or 0, max(1, data.workers), settings.batch_size, data.lanes)
+        lines.append(f"one process      {format_plan(plan)}")
     per_forward = settings.batch_size // settings.accumulation
     lines += [
         f"memory           about {memory_estimate(model, per_forward, longest) / 2**30:.1f} GiB",

@@ -3,10 +3,9 @@
     <output>/config.yaml       the resolved configuration
     <output>/metrics.jsonl     one line every log_every steps, and one for each validation
     <output>/best/, last/      adapter folders: best validation score, and the latest
-    <output>/checkpoint.pt     what `--resume` needs: trainables, optimizer, position
+    <output>/checkpoints/      what `--resume` needs, see checkpoint.py
 
-The loop is read from top to bottom in `train`. The loss of a step is divided once by the number of answer
-tokens over all ranks and accumulated batches, so 1 x 8 and 4 x 2 give the same gradients.
+The loop is read from top to bottom in `_run`; a step is in step.py, its samples come from batches.py.
 """
 
 from __future__ import annotations
@@ -18,24 +17,25 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
-from excitor_mm.batches import training_batches
-from excitor_mm.checkpoint import RunState, check_folder, claim_folder
+from excitor_mm.batches import Windows
+from excitor_mm.checkpoint import RunState, check_folder, claim_folder, read_checkpoint
 from excitor_mm.config import RunConfig
 from excitor_mm.console import Progress, log
-from excitor_mm.data.pipeline import IGNORE, Batch
+from excitor_mm.data.order import stable_hash
 from excitor_mm.data.shards import list_shards
-from excitor_mm.data.tasks import IMAGE_TASKS
-from excitor_mm.errors import ConfigError, DataError, DependencyError
+from excitor_mm.errors import ConfigError, DependencyError, Stopped
+from excitor_mm.files import hold
 from excitor_mm.language import choose_device
-from excitor_mm.lora import lora_dropout
 from excitor_mm.metrics.java import find_java
 from excitor_mm.model import ExcitorModel
+from excitor_mm.parallel import StopSignals, agree, local, on_main, shard_frozen, share_parameters, whole
 from excitor_mm.prepare import build_for_training
+from excitor_mm.step import make_scaler, train_step
 from excitor_mm.validate import SCORES, validate
 
 
@@ -52,83 +52,94 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
 
     Raises:
         ConfigError, DataError, DependencyError: before the first step wherever possible.
+        Stopped: a signal came; the run was saved before.
     """
     settings = config.train
     output = Path(settings.output)
-    accelerator = make_accelerator(config)
+    accelerator = Accelerator(
+        cpu=choose_device(settings.device).type == "cpu",
+        log_with=list(settings.trackers) or None,
+        project_dir=output,
+    )
     check_run(config, accelerator.num_processes)
-    if accelerator.is_main_process:
-        check_folder(output, config, resume, overwrite)
+    on_main(accelerator, lambda: check_folder(output, config, resume, overwrite))
     torch.manual_seed(settings.seed)
     model = build_for_training(config).to(accelerator.device)
-    if accelerator.is_main_process:  # last of all that can fail, because it may delete an older run
-        claim_folder(output, config, resume, overwrite)
-    accelerator.wait_for_everyone()
+    with contextlib.ExitStack() as stack:
 
-    wrapped = accelerator.prepare(model)
-    optimizer = make_optimizer(model, config)
-    state = RunState(model, optimizer, output, [SCORES[source.task][1] for source in config.validation_sources()])
+        def claim() -> None:  # last of all that can fail, because it may delete an older run
+            stack.enter_context(hold(output))
+            claim_folder(output, config, resume, overwrite)
+
+        on_main(accelerator, claim)
+        return _run(config, model, accelerator, output, resume)
+
+
+def _run(config: RunConfig, model: ExcitorModel, accelerator: Accelerator, output: Path, resume: bool) -> Path:
+    settings = config.train
+    optimizer, scaler = make_optimizer(model, config), make_scaler(config, accelerator.device)
+    measured = [SCORES[source.task][1] for source in config.validation_sources()]
+    state = RunState(model, optimizer, scaler, output, measured)
     if resume:
-        state.load()
+        saved = [on_main(accelerator, lambda: read_checkpoint(output))]
+        state.load(broadcast_object_list(saved)[0])
         if accelerator.is_main_process:
             state.forget_later_metrics()
-    batches = training_batches(config, model, accelerator, start=state.step * settings.accumulation)
+    share_parameters(list(model.trainables().values()))
+    if settings.shard_frozen:
+        shard_frozen(model)
+    windows = Windows(config, model, accelerator, start=state.step)
     if accelerator.is_main_process:
         log(f"{sum(p.numel() for p in model.trainables().values()):,} trainable parameters on {model.device}")
         accelerator.init_trackers("excitor-mm", {"config": json.dumps(dataclasses.asdict(config))})
 
     frozen = frozen_checksums(model)
-    started, images, tokens, shortened = time.monotonic(), 0, 0, 0
-    with Progress("training", settings.steps, "steps", done=state.step) as bar:
-        ended = state.step >= settings.steps or state.out_of_patience(settings.patience)
-        while not ended:
+    started, images, answered, shortened = time.monotonic(), 0, 0, 0
+    progress = Progress("training", settings.steps, "steps", done=state.step, shown=accelerator.is_main_process)
+    with StopSignals() as signals, progress as bar:
+        ended, stopping = state.step >= settings.steps or state.out_of_patience(settings.patience), 0
+        while not ended and not stopping:
             rate = set_learning_rate(optimizer, state.step, config)
-            window = [next(batches) for _ in range(settings.accumulation)]
-            loss, norm, count = train_step(wrapped, optimizer, window, accelerator, config)
+            window = windows.next()
+            tokens, stopping = agree(accelerator, window.tokens, window.error, signals.received)
+            torch.manual_seed(stable_hash(settings.seed, state.step, accelerator.process_index))
+            facts = train_step(model, optimizer, window.batches, tokens, accelerator, config, scaler)
             state.step += 1
-            shortened += sum(batch.shortened for batch in window)
-            images, tokens = images + settings.batch_size, tokens + count
+            state.left_out += not facts.applied
+            shortened += sum(batch.shortened for batch in window.batches)
+            images, answered = images + settings.batch_size, answered + tokens
             seconds = time.monotonic() - started
-            speed = {"images_per_s": images / seconds, "tokens_per_s": tokens / seconds}
+            speed = {"images_per_s": images / seconds, "tokens_per_s": answered / seconds}
             shown = f"{speed['images_per_s']:.1f} images/s, {speed['tokens_per_s']:.0f} tokens/s"
-            bar.advance(note=f"loss {loss:.3f}, rate {rate:.1e}, {shown}")
+            bar.advance(note=f"loss {facts.loss:.3f}, rate {rate:.1e}, {shown}")
             if state.step % settings.log_every == 0:
-                facts = {"loss": loss, "learning_rate": rate, "grad_norm": norm, **speed}
-                facts |= {"shortened": shortened} if shortened else {}  # prompts of this process
-                state.note(accelerator, facts)
+                row = {"loss": facts.loss, "learning_rate": rate, "grad_norm": facts.norm, **speed}
+                row |= {"shortened": shortened} if shortened else {}  # prompts of this process
+                state.note(accelerator, row)
             last = state.step == settings.steps
             if config.data.validation and (last or state.step % settings.validate_every == 0):
-                scores, chosen = validate(model, config, accelerator)
+                with whole(model):
+                    scores, chosen = validate(model, config, accelerator)
                 state.note(accelerator, scores)
-                state.judge(chosen, accelerator)
+                if state.judge(chosen):
+                    on_main(accelerator, lambda: model.save_pretrained(output / "best", state.facts()))
             ended = last or state.out_of_patience(settings.patience)
-            if accelerator.is_main_process and (ended or state.step % settings.save_every == 0):
-                state.save()
+            if ended or stopping or state.step % settings.save_every == 0:
+                on_main(accelerator, lambda: state.save(settings.keep))
+    if stopping and not ended:
+        raise Stopped(f"Stopped after step {state.step} and saved: go on with --resume.", stopping)
     changed = [name for name, value in frozen_checksums(model).items() if value != frozen[name]]
-    state.note(accelerator, {"frozen_tensors_changed": len(changed)})
-    if accelerator.is_main_process and not config.data.validation:
-        model.save_pretrained(output / "best", state.facts())
+    state.note(accelerator, {"frozen_tensors_changed": len(changed), "steps_left_out": state.left_out})
+    if not config.data.validation:
+        on_main(accelerator, lambda: model.save_pretrained(output / "best", state.facts()))
     accelerator.end_training()
     return output / "best"
 
 
-def make_accelerator(config: RunConfig) -> Accelerator:
-    """Of the device and trackers that the configuration wants."""
-    imageless = any(source.task not in IMAGE_TASKS for source in config.training_sources())
-    # A batch without an image leaves the visual projections without a gradient, which DDP must be told.
-    tolerant = [DistributedDataParallelKwargs(find_unused_parameters=True)] if imageless else []
-    return Accelerator(
-        cpu=choose_device(config.train.device).type == "cpu",
-        log_with=list(config.train.trackers) or None,
-        project_dir=config.train.output,
-        kwargs_handlers=tolerant,
-    )
-
-
 def frozen_checksums(model: ExcitorModel) -> dict[str, int]:
-    """Sum of the bytes of every frozen tensor, in a moment on any device; the proof that training left it alone."""
+    """Sum of the bytes of every frozen tensor, as far as this process holds it; proof that training left it alone."""
     return {
-        name: int(p.detach().contiguous().view(torch.uint8).sum(dtype=torch.int64))
+        name: int(local(p.detach()).contiguous().view(torch.uint8).sum(dtype=torch.int64))
         for name, p in model.named_parameters()
         if not p.requires_grad
     }
@@ -159,41 +170,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, config: RunCo
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
     return optimizer.param_groups[0]["lr"]
-
-
-def train_step(
-    wrapped: Any,
-    optimizer: torch.optim.Optimizer,
-    window: list[Batch],
-    accelerator: Accelerator,
-    config: RunConfig,
-) -> tuple[float, float, int]:
-    """One optimizer step over the accumulated batches.
-
-    Returns:
-        Loss per answer token, gradient norm before clipping, and answer tokens, over all ranks.
-    """
-    counts = [(batch.inputs["labels"][:, 1:] != IGNORE).sum() for batch in window]
-    total = accelerator.reduce(torch.stack(counts).sum().to(accelerator.device), reduction="sum")
-    summed = torch.zeros((), device=accelerator.device)
-    for number, batch in enumerate(window):
-        final = number == len(window) - 1
-        with lora_dropout(wrapped), contextlib.nullcontext() if final else accelerator.no_sync(wrapped):
-            loss, _ = wrapped(**batch.inputs, label_smoothing=config.train.label_smoothing)
-            # DDP averages gradients over ranks; the sum is what is wanted.
-            accelerator.backward(loss * accelerator.num_processes / total)
-        summed += loss.detach()
-    summed = accelerator.reduce(summed, reduction="sum") / total
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, config.train.clip)
-    if not (torch.isfinite(summed) and torch.isfinite(norm)):
-        keys = [key for batch in window for key in batch.keys]
-        raise DataError(
-            f"The loss is {summed.item()} (gradient {norm.item()}) on samples {keys[:8]}: lower the rate."
-        )
-    optimizer.step()
-    optimizer.zero_grad()
-    return summed.item(), norm.item(), int(total)
 
 
 def check_run(config: RunConfig, processes: int = 1) -> None:

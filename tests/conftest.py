@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -75,10 +77,8 @@ def llama_config(key_heads: int = 2, layers: int = 3, **changes: object) -> Llam
     return LlamaConfig(**{**values, **changes})
 
 
-@pytest.fixture(scope="session")
-def language_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_language(folder: Path) -> Path:
     """A transformers folder: random LLaMA and a byte-level tokenizer of 300 pieces."""
-    folder = tmp_path_factory.mktemp("language")
     torch.manual_seed(0)
     LlamaForCausalLM(llama_config()).save_pretrained(folder)
     tokenizer = Tokenizer(models.BPE())
@@ -98,28 +98,39 @@ def language_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def encoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_encoder(path: Path) -> Path:
     """Random weights of timm's smallest test ViT."""
-    path = tmp_path_factory.mktemp("encoder") / "test_vit.safetensors"
     torch.manual_seed(1)
     save_file(timm.create_model("test_vit", num_classes=0).state_dict(), path)
     return path
 
 
-@pytest.fixture
-def run_config(language_folder: Path, encoder_file: Path, tmp_path: Path) -> RunConfig:
-    """A complete run on eight coloured squares."""
-    shards = str(make_shards(tmp_path / "shards", [5, 3]))
+def tiny_run(language: Path, encoder: Path, shards: Path, output: Path) -> RunConfig:
+    """A complete run on coloured squares."""
     return RunConfig(
-        language=LanguageConfig(path=str(language_folder), dtype="float32"),
-        vision=[EncoderConfig("timm", "test_vit", str(encoder_file))],
+        language=LanguageConfig(path=str(language), dtype="float32"),
+        vision=[EncoderConfig("timm", "test_vit", str(encoder))],
         excitor=ExcitorConfig(layers=2, prompts=4, rank=4, visual_rank=4),
         prompt=PromptConfig(template="palette", palette_size=6),
-        data=DataConfig(train=shards, workers=0, shuffle_buffer=4),
-        train=TrainConfig(output=str(tmp_path / "run"), steps=4, batch_size=8, learning_rate=1e-2, device="cpu"),
+        data=DataConfig(train=str(shards), workers=0, shuffle_buffer=8),
+        train=TrainConfig(output=str(output), steps=4, batch_size=8, learning_rate=1e-2, device="cpu"),
         decoding=DecodingConfig(beams=1, max_new_tokens=12),
     )
+
+
+@pytest.fixture(scope="session")
+def language_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_language(tmp_path_factory.mktemp("language"))
+
+
+@pytest.fixture(scope="session")
+def encoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_encoder(tmp_path_factory.mktemp("encoder") / "test_vit.safetensors")
+
+
+@pytest.fixture
+def run_config(language_folder: Path, encoder_file: Path, tmp_path: Path) -> RunConfig:
+    return tiny_run(language_folder, encoder_file, make_shards(tmp_path / "shards", [5, 3]), tmp_path / "run")
 
 
 @pytest.fixture(scope="session")
@@ -147,6 +158,24 @@ def photos(tmp_path: Path) -> Path:
     for index, colour in enumerate(COLOURS[:5]):
         (folder / f"{index}.jpg").write_bytes(jpeg(colour))
     return folder.parent
+
+
+@pytest.fixture
+def poisoned(run_config: RunConfig, language_folder: Path, tmp_path: Path) -> RunConfig:
+    """The same run with a language model to which "purple", the word of sample 6 alone, is not a number."""
+    folder = tmp_path / "poisoned"
+    shutil.copytree(language_folder, folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    texts = [sample.captions for sample in map(make_sample, range(8))]
+    others = {
+        i for number in (0, 1, 2, 3, 4, 5, 7) for text in texts[number] for i in tokenizer(f" {text}").input_ids
+    }
+    (word,) = set(tokenizer(" purple").input_ids) - others
+    state = load_file(folder / "model.safetensors")
+    state["model.embed_tokens.weight"][word] = torch.nan
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    prompt = PromptConfig(template="Caption:")
+    return dataclasses.replace(run_config, language=LanguageConfig(path=str(folder), dtype="float32"), prompt=prompt)
 
 
 @pytest.fixture(scope="session")

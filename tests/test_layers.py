@@ -16,7 +16,7 @@ ROWS = [
     {"llama", "adapter", "references", "pictures", "caption_files"},
     {"processor", "language", "lora"},
     {"model", "heatmap"},
-    {"likelihood", "answer", "batches", "prepare"},
+    {"likelihood", "answer", "batches", "prepare", "parallel"},
     {
         "generate",
         "doctor",
@@ -30,6 +30,7 @@ ROWS = [
         "describe",
         "checkpoint",
     },
+    {"step"},
     {"train", "hub", "serve", "forgetting"},
     {"preflight", "options"},
     {"commands", "harnesses"},

@@ -154,14 +154,21 @@ def _check_options(parser: ArgumentParser) -> None:
     parser.add_argument("shards", type=str, help="folder, tar files as a brace list, or URL")
     parser.add_argument("--ranks", type=PositiveInt, default=1, help="processes of the planned training")
     parser.add_argument("--workers", type=NonNegativeInt, default=2, help="decoding processes per rank")
-    parser.add_argument("--batch-size", type=PositiveInt, default=32, help="images a step and rank")
+    parser.add_argument("--batch-size", type=PositiveInt, default=32, help="images a step, over all ranks")
+    parser.add_argument("--lanes", type=PositiveInt, default=16, help="data.lanes of the planned training")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def _check(options: Namespace) -> int:
     from excitor_mm.data.check import check_shards, format_check
 
-    check = check_shards(options.shards, ranks=options.ranks, workers=options.workers, batch_size=options.batch_size)
+    check = check_shards(
+        options.shards,
+        ranks=options.ranks,
+        workers=options.workers,
+        batch_size=options.batch_size,
+        lanes=options.lanes,
+    )
     print(json.dumps(dataclasses.asdict(check)) if options.json else format_check(check))
     return 0 if check.ok else 1
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from excitor_mm.console import Progress
 from excitor_mm.data.images import load_image
 from excitor_mm.data.index import INDEX, file_sha256, read_index
+from excitor_mm.data.order import lanes_of
 from excitor_mm.data.samples import BadSample
 from excitor_mm.data.shards import BadRecord, list_shards, read_shard
-from excitor_mm.data.stream import reader_slice
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,25 @@ class CheckedShard:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """How training would share the shards among its readers."""
+
+    steps_per_epoch: float
+    lanes: int
+    """Shards open at a time, over all readers."""
+    lanes_per_reader: int
+    """Of the reader that opens most; a reader is one worker of one rank."""
+    times_read: float
+    """How many readers read a shard, on average. 1 is best; above it readers parse what others decode."""
+
+
+@dataclass(frozen=True)
 class ShardCheck:
     """All shards, and the plan."""
 
     shards: list[CheckedShard]
-    plan: dict[str, float] = field(default_factory=dict)
-    """"rank r worker w" -> batches in one pass over its samples."""
+    plan: Plan
+    """How training would read them."""
 
     @property
     def ok(self) -> bool:
@@ -39,13 +52,14 @@ class ShardCheck:
         return all(not shard.bad and shard.matches_index is not False for shard in self.shards)
 
 
-def check_shards(spec: str, *, ranks: int = 1, workers: int = 1, batch_size: int = 1) -> ShardCheck:
+def check_shards(spec: str, *, ranks: int = 1, workers: int = 1, batch_size: int = 1, lanes: int = 16) -> ShardCheck:
     """Read every sample and decode every image.
 
     Args:
         spec: see `list_shards`.
         ranks, workers: of the planned training; workers are per rank.
-        batch_size: images a step and rank.
+        batch_size: images a step, over all ranks.
+        lanes: see `SampleOrder`.
     """
     paths = list_shards(spec)
     indexed = {}
@@ -74,17 +88,22 @@ def check_shards(spec: str, *, ranks: int = 1, workers: int = 1, batch_size: int
                 matches = entry.samples == good and entry.sha256 == file_sha256(Path(path))
             checked.append(CheckedShard(Path(path).name, good, bad, matches))
             bar.advance()
-    sizes = {path: shard.good for path, shard in zip(paths, checked, strict=True)}
-    plan = {}
-    workers = max(1, workers)  # none: each rank reads for itself
-    for reader in range(ranks * workers):
-        rank, worker = divmod(reader, workers)
-        samples = sum(
-            len(range(first, sizes[shard], step))
-            for shard, first, step in reader_slice(paths, reader, ranks * workers)
-        )
-        plan[f"rank {rank} worker {worker}"] = round(samples / batch_size, 2)
-    return ShardCheck(checked, plan)
+    samples = sum(shard.good for shard in checked)
+    return ShardCheck(checked, plan_reading(len(paths), samples, ranks * max(1, workers), batch_size, lanes))
+
+
+def plan_reading(shards: int, samples: int, readers: int, batch_size: int, lanes: int) -> Plan:
+    """Who reads how much; see `SampleOrder`."""
+    lanes = min(lanes, shards)
+    opened = [len(lanes_of(reader, readers, lanes)) for reader in range(readers)]
+    return Plan(round(samples / batch_size, 2), lanes, max(opened), sum(opened) / lanes)
+
+
+def format_plan(plan: Plan) -> str:
+    """A sentence or two for the terminal."""
+    text = f"{plan.lanes} lanes, {plan.lanes_per_reader} in a reader; each shard has {plan.times_read:g} readers"
+    better = " (fewer: more shards, and data.lanes a multiple of ranks x workers)"
+    return text + (better if plan.times_read > 1 else "")
 
 
 def format_check(check: ShardCheck) -> str:
@@ -95,6 +114,6 @@ def format_check(check: ShardCheck) -> str:
         bad = ", ".join(f"{count} {reason}" for reason, count in sorted(shard.bad.items())) or "none"
         lines.append(f"{shard.name}: {shard.good} good, bad: {bad}; {words[shard.matches_index]}")
     lines.append(f"{sum(shard.good for shard in check.shards)} good samples in {len(check.shards)} shards")
-    lines += [f"{reader}: {batches} batches a pass" for reader, batches in check.plan.items()]
-    lines.append("Training streams go round for ever: readers with fewer batches repeat sooner, none waits.")
+    lines.append(f"{check.plan.steps_per_epoch:g} steps an epoch; {format_plan(check.plan)}")
+    lines.append("Each rank gets the same number of samples, and none ever waits for another's shards.")
     return "\n".join(lines)

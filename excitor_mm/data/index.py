@@ -95,7 +95,27 @@ def read_index(folder: Path) -> ShardIndex:
     path = folder / INDEX
     if not path.is_file():
         raise DataError(f"{folder} has no {INDEX}: pack it with `excitor-mm pack-coco`, or let it finish.")
+    return parse_index(path.read_bytes(), str(path))
+
+
+def parse_index(content: bytes, name: str) -> ShardIndex:
+    """The content of an index.json.
+
+    Raises:
+        DataError: not ours, or written by a newer version.
+    """
     try:
-        return from_dict(ShardIndex, json.loads(path.read_text(encoding="utf-8")))
+        index = from_dict(ShardIndex, json.loads(content))
+        if index.format_version != FORMAT_VERSION:
+            raise ValueError(f"format version {index.format_version}, expected {FORMAT_VERSION}")
+        outside = [shard.name for shard in index.shards if not _plain(shard.name)]
+        if outside:
+            raise ValueError(f"shard {outside[0]!r} is not a file name")
     except (ValueError, TypeError, RecursionError, ConfigError) as error:
-        raise DataError(f"{path} is not an index this version reads ({error}): pack the folder again.") from error
+        raise DataError(f"{name} is not an index this version reads ({error}): pack the folder again.") from error
+    return index
+
+
+def _plain(name: str) -> bool:
+    """False for what leaves the folder."""
+    return name not in ("", ".", "..") and not set(name) & set("/\\#?")

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from excitor_mm.config import Prompts
 from excitor_mm.data.images import load_image
+from excitor_mm.data.order import stable_hash
 from excitor_mm.data.samples import BadSample, Sample
-from excitor_mm.data.stream import stable_hash
 from excitor_mm.data.tasks import Conversation, conversations
 from excitor_mm.errors import AdapterError, DataError
 from excitor_mm.prompts import PromptFormat, Rendered, TooLong, Turn, render

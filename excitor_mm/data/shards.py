@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from excitor_mm.data.index import INDEX, read_index
+from excitor_mm.data.index import INDEX, parse_index, read_index
+from excitor_mm.data.remote import CHECKSUM, URL_SCHEMES, is_url, open_remote, read_remote, shard_name
 from excitor_mm.data.samples import BadSample, Sample, parse_sample
 from excitor_mm.errors import DataError
 
-URL_SCHEMES = ("http", "https", "s3", "gs")
 MAX_MEMBER_BYTES = 256 * 2**20
 
 
@@ -35,8 +35,9 @@ def list_shards(spec: str | Sequence[str]) -> tuple[str, ...]:
     """The shards that a specification names, in order.
 
     Args:
-        spec: a folder of shards, a tar file, a brace list such as `coco-{000000..000009}.tar`, an
-            http(s), s3 or gs URL, or several of them.
+        spec: a folder of shards, a tar file, a brace list such as `coco-{000000..000009}.tar`, several of them, or
+            the same behind http(s), s3 or gs. A remote folder needs its index.json; the checksums in there are
+            appended to its shards.
 
     Raises:
         DataError: nothing found, or a scheme that is not read (`pipe:` would run a command).
@@ -55,7 +56,7 @@ def list_shards(spec: str | Sequence[str]) -> tuple[str, ...]:
                 if scheme not in URL_SCHEMES:
                     known = ", ".join(URL_SCHEMES)
                     raise DataError(f"{name!r} has scheme {scheme!r}: shards are read from paths, {known} only.")
-                shards.append(name)
+                shards.extend([name] if shard_name(name).endswith(".tar") else _remote_folder(name))
             elif Path(name).is_dir():
                 shards.extend(_folder(Path(name)))
             elif Path(name).is_file():
@@ -73,12 +74,25 @@ def _folder(folder: Path) -> list[str]:
     return sorted(str(path) for path in folder.glob("*.tar"))
 
 
+def _remote_folder(url: str) -> list[str]:
+    index = parse_index(read_remote(_remote_index(url)), url)
+    return [f"{url.rstrip('/')}/{shard.name}{CHECKSUM}{shard.sha256}" for shard in index.shards]
+
+
+def _remote_index(url: str) -> str:
+    return f"{url.rstrip('/')}/{INDEX}"
+
+
 def expected_samples(spec: str | Sequence[str], questions: bool = False) -> int | None:
     """The number of samples, or of questions, a folder's index promises; None where there is no index."""
-    if isinstance(spec, str) and (Path(spec) / INDEX).is_file():
+    index = None
+    if isinstance(spec, str) and is_url(spec) and not shard_name(spec).endswith(".tar"):
+        index = parse_index(read_remote(_remote_index(spec)), spec)
+    elif isinstance(spec, str) and (Path(spec) / INDEX).is_file():
         index = read_index(Path(spec))
-        return sum(shard.questions for shard in index.shards) if questions else index.samples
-    return None
+    if index is None:
+        return None
+    return sum(shard.questions for shard in index.shards) if questions else index.samples
 
 
 def read_shard(url: str, on_bad: Callable[[BadRecord], None]) -> Iterator[Sample]:
@@ -93,7 +107,7 @@ def read_shard(url: str, on_bad: Callable[[BadRecord], None]) -> Iterator[Sample
     Raises:
         DataError: the shard cannot be opened at all.
     """
-    shard = posixpath.basename(url)
+    shard = shard_name(url) if is_url(url) else posixpath.basename(url)
     seen: set[str] = set()
     key, fields, flaw = "", dict[str, bytes](), ""
 
@@ -154,13 +168,8 @@ class _StrictTarInfo(tarfile.TarInfo):
 
 
 def _open(url: str) -> IO[bytes]:
-    if url.partition(":")[0] in URL_SCHEMES:
-        import fsspec
-
-        try:
-            return fsspec.open(url, "rb", **({"block_size": 0} if url.startswith("http") else {})).open()
-        except (OSError, ImportError, ValueError) as error:
-            raise DataError(f"{url} cannot be opened ({error}): check the address and the access.") from error
+    if is_url(url):
+        return open_remote(url)
     try:
         return open(url, "rb")
     except OSError as error:

@@ -1,15 +1,15 @@
-"""Samples in order: an infinite training stream and an exact evaluation pass, for any ranks x workers.
+"""Samples for the model: the training steps of one rank, and an exact evaluation pass, for any ranks x workers.
 
-Both are pure functions of their position. The training stream's batches depend on (seed, reader, epoch)
-alone, never on whether an image decodes, so a resumed run finds its place by parsing samples without decoding
-them: a sample whose image is bad gives its slot to a copy of another one in its batch.
+Both are pure functions of their position. Which samples make up a training step depends on (shards, seed, lanes,
+shuffle buffer) alone, never on ranks, workers or on whether an image decodes, so a resumed run finds its place by
+parsing samples without decoding them, with another number of ranks and workers too. A sample whose image is bad
+leaves its place empty.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import random
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from excitor_mm.console import log
+from excitor_mm.data.order import SampleOrder
 from excitor_mm.data.samples import BadSample, Sample
 from excitor_mm.data.shards import BadRecord, read_shard
 from excitor_mm.errors import DataError
@@ -27,21 +28,24 @@ Transform = Callable[[Sample, int], Any]
 Collate = Callable[[list[Any]], Any]
 """Examples -> batch."""
 MIN_JUDGED = 100  # samples seen before the share of bad ones is judged
-EMPTY_EPOCHS = 100  # epochs without a sample before a reader gives up
 
 
 class StreamItem(NamedTuple):
-    """What a loader yields."""
+    """What an evaluation stream yields."""
 
     batch: Any
-    """Result of collate; None when a last piece of an evaluation pass held only bad samples."""
+    """Result of collate; None when a last piece held only bad samples."""
     bad: tuple[BadRecord, ...]
     """Found since the reader's last item."""
 
 
-def stable_hash(*parts: object) -> int:
-    """A 63-bit number that is the same in every process and Python version."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+class Step(NamedTuple):
+    """What one rank gives to one training step."""
+
+    examples: dict[int, Any]
+    """Position in the order of samples -> example, rising; a bad sample's position is missing."""
+    bad: tuple[BadRecord, ...]
+    """Found since the last step."""
 
 
 def reader_slice(shards: Sequence[str], reader: int, readers: int) -> list[tuple[str, int, int]]:
@@ -62,10 +66,6 @@ class _Reader:
 
     def __init__(self, max_bad_fraction: float) -> None:
         self.max_bad_fraction = max_bad_fraction
-        self.forget()
-
-    def forget(self) -> None:
-        """Begin counting anew."""
         self.seen = 0
         self.reasons: Counter[str] = Counter()
         self.fresh: list[BadRecord] = []
@@ -108,101 +108,85 @@ class _Reader:
 
 
 class TrainingStream(IterableDataset):
-    """Full batches without end.
+    """The training steps of one rank, without end.
+
+    Position p of the order of samples belongs to step p // batch_size and to rank p % world_size. Iterating gives
+    each worker's part of every step; `training_steps` puts the parts together.
 
     Args:
         shards: from `list_shards`.
         transform: sample and epoch to example; its randomness must come from (seed, epoch, key).
-        collate: list of examples to batch.
-        batch_size: samples in a batch of this rank.
-        seed: of the order of shards and samples.
-        rank, world_size: this process among all.
-        shuffle_buffer: undecoded samples held for shuffling.
+        batch_size: samples in a step, over all ranks.
+        seed, lanes, shuffle_buffer: of the order, see `SampleOrder`.
+        rank, world_size: this process among all; world_size divides batch_size.
         max_bad_fraction: stop above this share of unusable samples.
-        start_batch: batches of this rank that an earlier run consumed.
+        start_step: steps that an earlier run did.
     """
 
     def __init__(
         self,
         shards: Sequence[str],
         transform: Transform,
-        collate: Collate,
         *,
         batch_size: int,
         seed: int,
+        lanes: int = 16,
+        shuffle_buffer: int = 1000,
         rank: int = 0,
         world_size: int = 1,
-        shuffle_buffer: int = 1000,
         max_bad_fraction: float = 0.01,
-        start_batch: int = 0,
+        start_step: int = 0,
     ) -> None:
-        self.shards, self.transform, self.collate = shards, transform, collate
-        self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
-        self.shuffle_buffer, self.max_bad_fraction = shuffle_buffer, max_bad_fraction
-        self.start_batch = start_batch
+        self.shards, self.transform = shards, transform
+        self.batch_size, self.seed, self.lanes, self.shuffle_buffer = batch_size, seed, lanes, shuffle_buffer
+        self.rank, self.world_size = rank, world_size
+        self.max_bad_fraction, self.start_step = max_bad_fraction, start_step
 
-    def __iter__(self) -> Iterator[StreamItem | _Failure]:
-        return _failing_softly(self._items())
+    def __iter__(self) -> Iterator[Step | _Failure]:
+        return _failing_softly(self._parts())
 
-    def _items(self) -> Iterator[StreamItem]:
+    def _parts(self) -> Iterator[Step]:
         info = get_worker_info()
-        workers, process = (info.num_workers, info.id) if info else (1, 0)
-        # The loader asks its processes in turn, beginning with process 0 after a resume too, so the one
-        # that is asked first must go on as the worker whose batch is next.
-        worker = (process + self.start_batch) % workers
-        skip = (self.start_batch - worker + workers - 1) // workers
+        workers, worker = (info.num_workers, info.id) if info else (1, 0)
+        index, readers = self.rank + self.world_size * worker, self.world_size * workers
         reader = _Reader(self.max_bad_fraction)
-        ordered = self._ordered(reader, self.rank * workers + worker, self.world_size * workers)
-        while True:
-            samples = [next(ordered) for _ in range(self.batch_size)]
-            if skip:
-                skip -= 1
-                reader.forget()  # images are not decoded on the way: counting begins where the run goes on
-                continue
-            batch = self.collate(self._examples(samples, reader))
+        start = self.start_step * self.batch_size
+
+        def on_bad(record: BadRecord, position: int) -> None:
+            # Several readers may read a lane: whose turn it is counts. Images are not decoded on the way to
+            # `start`, so counting begins there.
+            if position >= start and position % readers == index:
+                reader.seen += 1
+                reader.bad(record)
+                reader.judge()
+
+        order = SampleOrder(
+            self.shards, seed=self.seed, lanes=self.lanes, shuffle_buffer=self.shuffle_buffer, on_bad=on_bad
+        )
+        for first in itertools.count(start, self.batch_size):
+            examples = {}
+            for position in range(first + (index - first) % readers, first + self.batch_size, readers):
+                sample, epoch = order.take(position)
+                reader.seen += 1
+                try:
+                    examples[position] = self.transform(sample, epoch)
+                except BadSample as error:
+                    reader.bad(BadRecord(sample.shard, sample.key, error.reason))
             reader.judge()
-            yield StreamItem(batch, reader.take())
-
-    def _examples(self, samples: list[tuple[Sample, int]], reader: _Reader) -> list[Any]:
-        examples = []
-        for sample, epoch in samples:
-            try:
-                examples.append(self.transform(sample, epoch))
-            except BadSample as error:
-                reader.bad(BadRecord(sample.shard, sample.key, error.reason))
-        if not examples:
-            reader.judge(final=True)
-            raise DataError(f"None of {len(samples)} samples in a batch can be used: run `excitor-mm shards check`.")
-        return [examples[i % len(examples)] for i in range(self.batch_size)]
-
-    def _ordered(self, reader: _Reader, index: int, readers: int) -> Iterator[tuple[Sample, int]]:
-        """(sample, epoch) for ever; each epoch of this reader gives each of its samples once."""
-        epoch, empty = 0, 0
-        while True:
-            shards = list(self.shards)
-            random.Random(stable_hash(self.seed, epoch, "shards")).shuffle(shards)
-            chooser = random.Random(stable_hash(self.seed, epoch, index, readers))
-            held: list[Sample] = []
-            empty += 1
-            for sample in reader.samples(reader_slice(shards, (index + epoch) % readers, readers)):
-                empty = 0
-                held.append(sample)
-                if len(held) > self.shuffle_buffer:
-                    yield _pop(held, chooser), epoch
-            while held:
-                yield _pop(held, chooser), epoch
-            # Where readers share a small shard, one may get nothing in an epoch; the next deals anew.
-            if empty == EMPTY_EPOCHS:
-                reader.judge(final=True)
-                raise DataError(f"{len(shards)} shard(s) hold no usable sample: run `excitor-mm shards check`.")
-            epoch += 1
+            yield Step(examples, reader.take())
 
 
-def _pop(held: list[Sample], chooser: random.Random) -> Sample:
-    """A random sample, in constant time."""
-    index = chooser.randrange(len(held))
-    held[index], held[-1] = held[-1], held[index]
-    return held.pop()
+def training_steps(stream: TrainingStream, workers: int) -> Iterator[Step]:
+    """The steps of a rank; `workers` processes read and decode (0: this process). Bad samples are logged.
+
+    Raises:
+        DataError: what stopped a worker.
+    """
+    parts = _load(stream, workers)
+    while True:  # the loader asks its workers in turn
+        step = [next(parts) for _ in range(max(1, workers))]
+        examples = {position: example for part in step for position, example in part.examples.items()}
+        yield Step(dict(sorted(examples.items())), tuple(record for part in step for record in part.bad))
 
 
 class EvaluationStream(IterableDataset):
@@ -248,22 +232,40 @@ class _Failure(NamedTuple):
     sentence: str
 
 
-def _failing_softly(items: Iterator[StreamItem]) -> Iterator[StreamItem | _Failure]:
+def _failing_softly(items: Iterator[Any]) -> Iterator[Any]:
     try:
         yield from items
     except DataError as error:
         yield _Failure(str(error))
 
 
-def read_stream(stream: TrainingStream | EvaluationStream, workers: int) -> Iterator[StreamItem]:
+def read_stream(stream: EvaluationStream, workers: int) -> Iterator[StreamItem]:
     """The items of a stream; `workers` processes read and decode (0: this process). Bad samples are logged.
 
     Raises:
         DataError: what stopped a worker.
     """
-    for item in DataLoader(stream, batch_size=None, num_workers=workers):
-        if isinstance(item, _Failure):
-            raise DataError(item.sentence)
-        for record in item.bad:
-            log(f"bad sample {record.key} in {record.shard}: {record.reason}")
-        yield item
+    return _load(stream, workers)
+
+
+def _load(stream: IterableDataset, workers: int) -> Iterator[Any]:
+    loader = DataLoader(stream, batch_size=None, num_workers=workers, worker_init_fn=_ignore_signals)
+    try:
+        for item in loader:
+            if isinstance(item, _Failure):
+                raise DataError(item.sentence)
+            for record in item.bad:
+                log(f"bad sample {record.key} in {record.shard}: {record.reason}")
+            yield item
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"A process that reads samples died ({error}): is there memory enough? Lower data.workers."
+        ) from error
+
+
+def _ignore_signals(worker: int) -> None:
+    """A signal to the whole group of processes is the main process's business; it ends its workers itself."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

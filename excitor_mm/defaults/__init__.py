@@ -6,10 +6,10 @@ No torch import here.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from excitor_mm.errors import DependencyError
+from excitor_mm.files import cache_root
 
 PARTS = {
     "smollm2-135m-instruct": "smollm2-135m-instruct",
@@ -30,12 +30,8 @@ CACHE_VERSION = "parts-v2"
 
 
 def cache_folder() -> Path:
-    """$EXCITOR_MM_CACHE, else excitor-mm in the XDG cache folder; holds one folder per cache version."""
-    root = os.environ.get("EXCITOR_MM_CACHE")
-    if root:
-        return Path(root).expanduser() / CACHE_VERSION
-    xdg = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(xdg) / "excitor-mm" / CACHE_VERSION
+    """One folder per cache version below `cache_root`."""
+    return cache_root() / CACHE_VERSION
 
 
 def default_path(name: str) -> Path:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import io
 import tarfile
-import threading
 from collections.abc import Callable
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from excitor_mm.data.check import check_shards
+from excitor_mm.data.check import Plan, check_shards
+from excitor_mm.data.order import lanes_of
 from excitor_mm.data.samples import BadSample, Sample, sample_to_fields
 from excitor_mm.data.shards import BadRecord, list_shards, read_shard
-from excitor_mm.data.stream import EvaluationStream, TrainingStream, read_stream, reader_slice
+from excitor_mm.data.stream import EvaluationStream, TrainingStream, read_stream, reader_slice, training_steps
 from excitor_mm.errors import DataError
 from tests.conftest import jpeg, make_sample, make_shards
 
@@ -114,19 +112,9 @@ def test_pipe_and_unknown_schemes_are_refused(tmp_path: Path) -> None:
         list_shards(str(tmp_path))
 
 
-def test_brace_lists_and_http(tmp_path: Path) -> None:
+def test_brace_lists(tmp_path: Path) -> None:
     folder = make_shards(tmp_path / "s", [2, 3])
     assert len(list_shards(f"{folder}/tiny-{{000000..000001}}.tar")) == 2
-    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
-    handler.log_message = lambda *args: None  # type: ignore[attr-defined]
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        (url,) = list_shards(f"http://127.0.0.1:{server.server_port}/tiny-000001.tar")
-        assert read(url) == ([2, 3, 4], [])
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def image_id(sample: Sample, epoch: int) -> tuple[int | str, int]:
@@ -163,74 +151,73 @@ def test_evaluation_gives_each_sample_once(shards: tuple[str, ...], ranks: int, 
     assert sorted(seen) == list(range(20))
 
 
-def train_batches(shards: tuple[str, ...], count: int, start: int = 0, workers: int = 0, **options) -> list:
-    values = {"batch_size": 3, "seed": 5, "shuffle_buffer": 4, "max_bad_fraction": 0.5, **options}
-    stream = TrainingStream(shards, values.pop("transform", image_id), list, start_batch=start, **values)
-    iterator = iter(read_stream(stream, workers))
-    return [next(iterator).batch for _ in range(count)]
+def train_steps(shards: tuple[str, ...], count: int, start: int = 0, workers: int = 0, **options) -> list[dict]:
+    """Position -> example, for each step."""
+    values = {"batch_size": 6, "seed": 5, "shuffle_buffer": 8, "max_bad_fraction": 0.5, **options}
+    stream = TrainingStream(shards, values.pop("transform", image_id), start_step=start, **values)
+    steps = training_steps(stream, workers)
+    return [next(steps).examples for _ in range(count)]
 
 
-def test_training_stream_is_deterministic_shuffled_and_complete(shards: tuple[str, ...]) -> None:
-    batches = train_batches(shards, 40)
-    assert batches == train_batches(shards, 40)
-    assert batches != train_batches(shards, 40, seed=6)
-    flat = [pair for batch in batches for pair in batch]
+def test_training_order_is_deterministic_shuffled_and_complete(shards: tuple[str, ...]) -> None:
+    steps = train_steps(shards, 60)
+    assert steps == train_steps(shards, 60)
+    assert steps != train_steps(shards, 60, seed=6)
+    flat = [pair for step in steps for pair in step.values()]
     epochs = [[i for i, e in flat if e == epoch] for epoch in range(5)]
     assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 5
 
 
-@settings(max_examples=12, deadline=None)
-@given(start=st.integers(0, 17), rank=st.integers(0, 1))
-def test_resumed_stream_continues_exactly(shards: tuple[str, ...], start: int, rank: int) -> None:
-    options = {"rank": rank, "world_size": 2, "transform": fail_on_three}
-    whole = train_batches(shards, 22, **options)
-    assert train_batches(shards, 22 - start, start, **options) == whole[start:]
+@settings(max_examples=20, deadline=None)
+@given(start=st.integers(0, 17), ranks=st.sampled_from([1, 2, 3, 6]), lanes=st.integers(1, 9))
+def test_any_number_of_ranks_sees_the_same_samples_from_any_step(
+    shards: tuple[str, ...], start: int, ranks: int, lanes: int
+) -> None:
+    whole = train_steps(shards, 20, transform=fail_on_three, lanes=lanes)
+    for rank in range(ranks):
+        options = {"transform": fail_on_three, "lanes": lanes, "rank": rank, "world_size": ranks}
+        for found, step in zip(train_steps(shards, 20 - start, start, **options), whole[start:], strict=True):
+            assert found == {p: example for p, example in step.items() if p % ranks == rank}
 
 
-@pytest.mark.parametrize("start", [1, 4, 7])
-def test_resumed_workers_continue_exactly(shards: tuple[str, ...], start: int) -> None:
-    whole = train_batches(shards, 12, workers=3)
-    assert train_batches(shards, 12 - start, start, workers=3) == whole[start:]
+@pytest.mark.parametrize(("start", "workers", "ranks"), [(0, 3, 1), (4, 2, 2), (7, 4, 1)])
+def test_any_number_of_workers_sees_the_same_samples(
+    shards: tuple[str, ...], start: int, workers: int, ranks: int
+) -> None:
+    whole = train_steps(shards, 12)
+    found = train_steps(shards, 12 - start, start, workers, world_size=ranks)
+    assert found == [{p: e for p, e in step.items() if p % ranks == 0} for step in whole[start:]]
 
 
-def test_ranks_are_disjoint_within_an_epoch(shards: tuple[str, ...]) -> None:
-    firsts = []
-    for rank in range(2):
-        flat = [pair for batch in train_batches(shards, 12, rank=rank, world_size=2) for pair in batch]
-        firsts.append({i for i, epoch in flat if epoch == 0})
-    assert firsts[0] | firsts[1] == set(range(20))
-    assert not firsts[0] & firsts[1]
-
-
-def test_readers_of_tiny_shards_wait_for_their_turn(tmp_path: Path) -> None:
-    """Five readers on three samples: some get none in an epoch, and all go on."""
-    tiny = list_shards(str(make_shards(tmp_path / "s", [1, 2])))
-    for rank in range(5):
-        batches = train_batches(tiny, 4, rank=rank, world_size=5, batch_size=2)
-        assert {i for batch in batches for i, _ in batch} <= {0, 1, 2}
+@given(readers=st.integers(1, 9), lanes=st.integers(1, 9))
+def test_readers_open_only_the_lanes_they_need(readers: int, lanes: int) -> None:
+    opened = [lanes_of(reader, readers, lanes) for reader in range(readers)]
+    assert set().union(*opened) == set(range(lanes))
+    if lanes % readers == 0:  # then no lane is read twice
+        assert sum(map(len, opened)) == lanes
 
 
 def test_shards_without_samples_are_refused(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "x.tar", [])
     with pytest.raises(DataError, match="no usable sample"):
-        train_batches((str(path),), 1)
+        train_steps((str(path),), 1)
 
 
 def test_a_worker_fails_with_a_sentence(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "x.tar", [(f"{n}.jpg", b"no image") for n in range(9)])
-    stream = TrainingStream([str(path)], _decode, list, batch_size=3, seed=0)
+    path = write_tar(tmp_path / "x.tar", [(f"{n}.jpg", b"no image") for n in range(150)])
+    stream = TrainingStream([str(path)], _decode, batch_size=150, seed=0)
     with pytest.raises(DataError, match="not an image") as caught:
-        next(iter(read_stream(stream, workers=1)))
+        next(training_steps(stream, workers=1))
     assert "Traceback" not in str(caught.value)
 
 
-def test_bad_images_are_replaced_and_reported(shards: tuple[str, ...]) -> None:
-    stream = TrainingStream(shards, fail_on_three, list, batch_size=5, seed=0, max_bad_fraction=0.5)
-    iterator = iter(read_stream(stream, 0))
-    items = [next(iterator) for _ in range(8)]
-    assert all(len(item.batch) == 5 and 3 not in item.batch for item in items)
-    assert {(record.key, record.reason) for item in items for record in item.bad} == {(f"{3:012d}", "test")}
+def test_bad_images_leave_their_place_empty_and_are_reported(shards: tuple[str, ...]) -> None:
+    steps = training_steps(TrainingStream(shards, fail_on_three, batch_size=5, seed=0, max_bad_fraction=0.5), 0)
+    found = [next(steps) for _ in range(8)]
+    assert all(3 not in step.examples.values() for step in found)
+    assert sum(5 - len(step.examples) for step in found) == sum(len(step.bad) for step in found) > 0
+    assert {(record.key, record.reason) for step in found for record in step.bad} == {(f"{3:012d}", "test")}
 
 
 def test_too_many_bad_samples_stop_the_run(tmp_path: Path) -> None:
@@ -238,9 +225,9 @@ def test_too_many_bad_samples_stop_the_run(tmp_path: Path) -> None:
         tmp_path / "x.tar", [m for n in range(150) for m in (members(n) if n % 10 else [(f"{n}.jpg", b"")])]
     )
     assert len(read(path)[0]) == 150  # parse fine; the images fail
-    stream = TrainingStream([str(path)], _decode, list, batch_size=10, seed=0, shuffle_buffer=0)
+    stream = TrainingStream([str(path)], _decode, batch_size=10, seed=0, shuffle_buffer=0)
     with pytest.raises(DataError, match=r"not an image.*x\.tar"):
-        for _ in read_stream(stream, 0):
+        for _ in training_steps(stream, 0):
             pass
 
 
@@ -255,7 +242,7 @@ def test_shard_doctor(tmp_path: Path) -> None:
     folder = make_shards(tmp_path / "s", [4, 2])
     check = check_shards(str(folder), ranks=2, workers=2, batch_size=1)
     assert check.ok
-    assert sum(check.plan.values()) == 6
+    assert check.plan == Plan(steps_per_epoch=6, lanes=2, lanes_per_reader=1, times_read=2)
     shard = folder / "tiny-000000.tar"
     shard.write_bytes(shard.read_bytes()[:-11_000])
     broken = check_shards(str(folder))
@@ -300,14 +287,14 @@ def test_a_bad_record_of_a_shared_shard_is_counted_once(tmp_path: Path, sharers:
 def test_a_resumed_stream_judges_bad_samples_as_the_uninterrupted_one(tmp_path: Path) -> None:
     """Images that begin to fail after the resumed place stop the run just as soon as in a fresh one."""
     path = write_tar(tmp_path / "x.tar", [m for n in range(200) for m in members(n)])
-    fresh = TrainingStream([str(path)], _always_bad_after(0), list, batch_size=10, seed=0, shuffle_buffer=0)
+    fresh = TrainingStream([str(path)], _always_bad_after(0), batch_size=10, seed=0, shuffle_buffer=0)
     resumed = TrainingStream(
-        [str(path)], _always_bad_after(150), list, batch_size=10, seed=0, shuffle_buffer=0, start_batch=15
+        [str(path)], _always_bad_after(150), batch_size=10, seed=0, shuffle_buffer=0, start_step=15
     )
     counts = []
     for stream in (fresh, resumed):
         with pytest.raises(DataError, match="samples cannot be used") as caught:
-            for _ in read_stream(stream, 0):
+            for _ in training_steps(stream, 0):
                 pass
         counts.append(str(caught.value).split()[2])
     assert counts[0] == counts[1]

@@ -56,6 +56,18 @@ def test_inner_attention_equals_the_literal_formula(visual_rank: int | None) -> 
     assert not weights[1, ..., -2:].any()
 
 
+def test_scores_beyond_the_range_of_float16_stay_finite() -> None:
+    block = make_block(2, 3)
+    words, image = (10_000 * torch.randn(2, 7, 64)).half(), (100 * torch.randn(2, 6, VISUAL)).half()
+    expected = block(words.double(), block.project_visual(image.double()))
+    block.float()
+    scores = (block.query_up @ block.query_down @ words.float().mT).mT @ block.prompts.mT
+    assert scores.detach().abs().max() > torch.finfo(torch.float16).max
+    found = block(words, block.project_visual(image))
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.double(), expected, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
 def test_layer_equals_softmax_of_the_sum_of_both_scores(key_heads: int) -> None:
     model = make_llama(key_heads=key_heads, dtype=torch.float64)
