@@ -9,7 +9,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+import yaml
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, get_loader, set_loader
 
 from excitor_mm.config import RunConfig
 from excitor_mm.console import log
@@ -32,9 +33,16 @@ class _Parser(ArgumentParser):
     known: Sequence[str] = ()
     """Keys and options to choose the nearest from."""
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """As upstream; a configuration that is no text is a sentence, too."""
+        try:
+            return super().parse_args(*args, **kwargs)
+        except (UnicodeDecodeError, RecursionError) as error:
+            return self.error(f"The configuration is not YAML in UTF-8 ({error}).")
+
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Print one sentence and exit with status 2."""
-        text = " ".join(str(message).split())
+        text = " ".join(str(message)[:LONGEST_ERROR].split())
         text = re.sub(OPTIONAL_VALUE, r"\1; got ", text)
         if unknown := re.search(UNKNOWN, text):
             near = difflib.get_close_matches(unknown[1], self.known, n=1)
@@ -43,6 +51,17 @@ class _Parser(ArgumentParser):
         raise SystemExit(2)
 
 
+def _load_without_aliases(text: str) -> Any:
+    """YAML in which nothing is said by reference: nine lines of aliases can stand for more than any memory holds."""
+    if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+        raise yaml.YAMLError("aliases (*name) are not read: write the value out")
+    return _load_yaml(text)
+
+
+_load_yaml = get_loader("yaml")
+set_loader("yaml", _load_without_aliases, exceptions=(yaml.YAMLError,))
+
+LONGEST_ERROR = 1000  # characters; the rest is the value that was given
 UNKNOWN = r"(?:does not accept option|[Uu]nrecognized arguments:?) '?(?:--)?([\w.-]+)"
 OPTIONAL_VALUE = (
     r"Does not validate against any of the Union subtypes .*? Errors: - (.+?) - Expected a <class 'NoneType'> .*"

@@ -58,6 +58,8 @@ def _dialogues(path: Path, row: Any) -> Iterator[tuple[Id | None, str | None, Di
     """(id, image, dialogue) of a row; several where an instruction has several instances."""
     try:
         name, image = row.get("id"), row.get("image")
+        if not isinstance(name, (int, str, type(None))) or not isinstance(image, (str, type(None))):
+            raise TypeError("id and image are texts")
         if said := row.get("messages") or row.get("conversations"):
             yield name, image, _conversation(said)
         elif "instances" in row:
