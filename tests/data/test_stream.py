@@ -86,7 +86,7 @@ def test_bad_samples_cost_no_sleep_and_pickles_are_never_opened(
         tmp_path / "x.tar", [("1.pyd", bomb), *members(2), ("000000000002.pickle", bomb), ("3.json", b"{")]
     )
     ids, bad = read(path)
-    assert (ids, [record.reason for record in bad]) == ([2], ["no image", "no image"])
+    assert (ids, [record.reason for record in bad]) == ([2], ["no image", "json invalid"])
 
 
 def test_a_tar_cut_anywhere_gives_the_samples_before_the_cut(tmp_path: Path) -> None:
@@ -262,10 +262,10 @@ def test_shard_doctor_counts_by_reason_and_plans(tmp_path: Path) -> None:
     assert [(shard.name, shard.good) for shard in check.shards] == [("a.tar", 3), ("b.tar", 1)]
     assert check.shards[0].bad == {"damaged": 1, "duplicate member": 1, "not adjacent": 1}
     assert check.shards[1].bad == {"truncated or corrupt tar": 1, "duplicate image": 1}
-    # Two readers share each shard: of a.tar's three samples they get two and one, of b.tar's one, one and none.
-    plan = {"rank 0 worker 0": 1.0, "rank 0 worker 1": 0.5, "rank 1 worker 0": 0.5, "rank 1 worker 1": 0.0}
+    # Four readers and two lanes: two readers for each shard, and each of the four samples is asked for once.
+    plan = Plan(steps_per_epoch=2.0, lanes=2, lanes_per_reader=1, times_read=2)
     assert (check.plan, check.ok) == (plan, False)
-    assert check_shards(str(tmp_path), workers=0).plan == {"rank 0 worker 0": 4.0}
+    assert check_shards(str(tmp_path), workers=0).plan == Plan(4.0, lanes=2, lanes_per_reader=2, times_read=1)
 
 
 def test_img2dataset_shard(shared: Path) -> None:

@@ -11,6 +11,7 @@ or a pickle opened, which an audit hook sees.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import io
 import json
@@ -46,7 +47,24 @@ from excitor_mm.references import read_predictions, read_references
 from tests.conftest import jpeg, make_shards, tiny_run, write_encoder, write_language
 
 MEMORY = 6 * 2**30  # address space of a process; what torch and its libraries map takes about half
-HOSTILE = [None, True, -1, 0, 1e308, 10**400, "", "\0", "../../x", "/etc/passwd", "\ud800", [], {}, [[]], [{}], {"": 0}]
+HOSTILE = [
+    None,
+    True,
+    -1,
+    0,
+    1e308,
+    10**400,
+    "",
+    "\0",
+    "../../x",
+    "/etc/passwd",
+    "\ud800",
+    [],
+    {},
+    [[]],
+    [{}],
+    {"": 0},
+]
 PIECES = [b"\0" * 64, b"\xff" * 64, b"!!python/object/apply:os.system ['true']", b"&a [*a]", b"{" * 5000, b"[" * 5000]
 COCO = {
     "images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}],
@@ -54,13 +72,23 @@ COCO = {
 }
 KARPATHY = {
     "images": [
-        {"cocoid": 1, "filename": "a.jpg", "filepath": "train2014", "split": "train", "sentences": [{"raw": "A cat."}]}
+        {
+            "cocoid": 1,
+            "filename": "a.jpg",
+            "filepath": "train2014",
+            "split": "train",
+            "sentences": [{"raw": "A cat."}],
+        }
     ]
 }
 QUESTIONS = {"questions": [{"question_id": 5, "image_id": 1, "question": "What is it?"}]}
-ANSWERS = {"annotations": [{"question_id": 5, "image_id": 1, "answers": [{"answer": "cat"}], "question_type": "what"}]}
+ANSWERS = {
+    "annotations": [{"question_id": 5, "image_id": 1, "answers": [{"answer": "cat"}], "question_type": "what"}]
+}
 PROBLEM = {"question": "Which?", "choices": ["a", "b"], "answer": 1, "hint": "", "image": None, "split": "train"}
-PROBLEMS = {"1": {**PROBLEM, "lecture": "", "solution": "", "subject": "x", "grade": "grade1", "topic": "", "skill": ""}}
+PROBLEMS = {
+    "1": {**PROBLEM, "lecture": "", "solution": "", "subject": "x", "grade": "grade1", "topic": "", "skill": ""}
+}
 CONVERSATION = [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi"}]
 ROWS = [{"instruction": "Say hi", "input": "", "output": "hi"}, {"id": 2, "conversations": CONVERSATION}]
 PREDICTIONS = [{"image_id": 1, "caption": "A cat."}, {"image_id": 2, "caption": "A dog."}]
@@ -144,7 +172,8 @@ def kinds(scratch: Path) -> dict[str, Kind]:
         try:
             options = parser.parse_args(["train", "--config", str(folder / "run.yaml")])
         except SystemExit as stop:
-            assert stop.code == 2
+            if stop.code != 2:
+                raise RuntimeError(f"exit status {stop.code}") from stop
             return
         names = ("language", "vision", "excitor", "prompt", "data", "train", "decoding", "lora")
         from_dict(RunConfig, {name: options.train.as_dict()[name] for name in names})
@@ -166,7 +195,9 @@ def kinds(scratch: Path) -> dict[str, Kind]:
     values = json.loads(json.dumps(config, default=lambda item: vars(item)))
     folder = scratch / "adapter"
     return {
-        "image": Kind([(f"image-{i}", data) for i, data in enumerate(_images())], lambda f: [*map(_load, f.iterdir())]),
+        "image": Kind(
+            [(f"image-{i}", data) for i, data in enumerate(_images())], lambda f: [*map(_load, f.iterdir())]
+        ),
         "shard": Kind([("x.tar", (shards / "tiny-000000.tar").read_bytes())], shard),
         "index": Kind([("index.json", (shards / "index.json").read_bytes())], index),
         "annotations": Kind([(f"{k}.json", json.dumps(v).encode()) for k, v in plain.items()], annotations),
@@ -189,10 +220,8 @@ def _load(path: Path) -> None:
 
 
 def _refusing(read: Callable[..., object], *arguments: object) -> None:
-    try:
+    with contextlib.suppress(ExcitorError):
         read(*arguments)
-    except ExcitorError:
-        pass
 
 
 def fuzz(kind: Kind, scratch: Path, inputs: int, seed: int) -> dict[str, Any]:
@@ -293,7 +322,9 @@ if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--inputs", type=int, default=20_000, help="over all kinds")
     arguments.add_argument("--seed", type=int, default=0)
-    arguments.add_argument("kinds", nargs="*", help="image, shard, index, annotations, adapter, config; all unless given")
+    arguments.add_argument(
+        "kinds", nargs="*", help="image, shard, index, annotations, adapter, config; all unless given"
+    )
     options = arguments.parse_args()
     count = len(options.kinds) or 6
     sys.exit(main(-(-options.inputs // count), options.seed, options.kinds))

@@ -49,9 +49,7 @@ def main(count: int, shards: int, lanes: int, shuffle_buffer: int) -> int:
             samples = (Sample(f"{i:09d}", i, PICTURES[i % len(PICTURES)], (f"Picture {i}.",)) for i in numbers)
             paths.append(str(Path(name) / f"{shard:06d}.tar"))
             write_shard(Path(paths[-1]), samples)
-        stream = TrainingStream(
-            paths, decode, batch_size=BATCH, seed=0, lanes=lanes, shuffle_buffer=shuffle_buffer
-        )
+        stream = TrainingStream(paths, decode, batch_size=BATCH, seed=0, lanes=lanes, shuffle_buffer=shuffle_buffer)
         steps = training_steps(stream, workers=0)
         order = array("I", bytes(4 * count))  # at its full size from the start
         memory: list[float] = []
@@ -72,7 +70,9 @@ def main(count: int, shards: int, lanes: int, shuffle_buffer: int) -> int:
         inside += abs(ranks[i // each] % each - i % each)
         ranks[i // each] += 1
     times = Counter(Counter(order).values())
-    print(f"{len(order):,} samples of {shards} shards in {seconds:.0f} s of processor time, {len(order) / seconds:,.0f}/s")
+    print(
+        f"{len(order):,} samples of {shards} shards in {seconds:.0f} s of processor time, {len(order) / seconds:,.0f}/s"
+    )
     print(f"memory {later[0]:.0f} MiB after 10 %, at most {max(later):.0f} MiB after that: {100 * grown:+.1f} %")
     print(f"mean displacement in the epoch: {moved:.3f} of its length (a perfect shuffle: 0.333)")
     print(f"mean displacement inside a shard: {inside / count:.0f} of {each} samples")
