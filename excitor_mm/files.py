@@ -193,4 +193,5 @@ def hold(path: Path, name: str = LOCK) -> Iterator[None]:
     try:
         yield
     finally:
+        (path / name).unlink(missing_ok=True)  # filelock takes no lock on a file without a name
         lock.release()

@@ -7,6 +7,7 @@ predictions.rank<r>.jsonl  what process r of several has written so far; joined 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -27,7 +28,7 @@ from excitor_mm.data.samples import Sample
 from excitor_mm.data.shards import expected_samples, list_shards
 from excitor_mm.data.stream import EvaluationStream, read_stream
 from excitor_mm.errors import DataError
-from excitor_mm.files import read_json, write_json, write_text
+from excitor_mm.files import hold, read_json, write_json, write_text
 from excitor_mm.model import ExcitorModel
 from excitor_mm.references import Id, read_answers, read_predictions
 
@@ -67,7 +68,7 @@ def predict(
         Number of predictions in the file.
 
     Raises:
-        DataError: other predictions in the file, or samples that could not be read.
+        DataError: other predictions in the file, another process at work on it, or samples that could not be read.
     """
     from accelerate import PartialState
     from accelerate.utils import gather_object
@@ -79,56 +80,58 @@ def predict(
         tasks = dataclasses.replace(tasks, form=dataclasses.replace(tasks.form, template=prompt))
     rows = CAPTIONS if tasks.task == "caption" else ANSWERS
     expected = expected_samples(shards, questions=tasks.task == "vqa")
-    if state.is_main_process:
-        meta: dict[str, Any] = {"adapter": adapter, "shards": shards, "task": tasks.task}
-        meta |= {
-            "adapter_fingerprint": fingerprint(model.trainables().items()),
-            "prompt": tasks.form.template,
-            "decoding": dataclasses.asdict(decoding),
-            "other_images": other_images,
-        }
-        _claim(output, meta, rows, overwrite)
-    state.wait_for_everyone()
-    done = rows.ids(output)
-    stream = EvaluationStream(
-        list_shards(shards),
-        _Prepare(model.tower.transform(), tasks, done),
-        list,
-        batch_size=batch_size,
-        rank=state.process_index,
-        world_size=state.num_processes,
-    )
-    bad, shortened = 0, 0
-    remaining = None if expected is None else (expected - len(done)) // state.num_processes
-    with (
-        _part(output, state.process_index).open("a", encoding="utf-8") as file,
-        Progress("captioning" if rows is CAPTIONS else "answering", remaining, rows.things) as bar,
-    ):
-        for item in read_stream(stream, workers):
-            bad += len(item.bad)
-            asked = _asked(item.batch or [], other_images)
-            for start in range(0, len(asked), batch_size):
-                keys, chunk = zip(*asked[start : start + batch_size], strict=True)
-                answers = answer(model, tasks, chunk, decoding)
-                shortened += sum(said.shortened for said in answers)
-                for key, one, said in zip(keys, chunk, answers, strict=True):
-                    file.write(rows.line(one.conversation.id, key, said) + "\n")
-                file.flush()
-                bar.advance(len(chunk))
-        os.fsync(file.fileno())
-    bad, shortened = sum(gather_object([bad])), sum(gather_object([shortened]))
-    if shortened and state.is_main_process:
-        log(f"{shortened} prompts were too long: the end of their context was left out.")
-    if state.is_main_process:
-        _join(output, rows)
-    state.wait_for_everyone()
-    count = len(rows.ids(output))
-    if bad or (expected is not None and count != expected):
-        raise DataError(
-            f"{count} of {expected} samples of {shards} are answered, {bad} cannot be read: "
-            "run `excitor-mm shards check`."
+    with contextlib.ExitStack() as stack:
+        if state.is_main_process:
+            meta: dict[str, Any] = {"adapter": adapter, "shards": shards, "task": tasks.task}
+            meta |= {
+                "adapter_fingerprint": fingerprint(model.trainables().items()),
+                "prompt": tasks.form.template,
+                "decoding": dataclasses.asdict(decoding),
+                "other_images": other_images,
+            }
+            stack.enter_context(hold(output.parent, f".{output.name}.lock"))
+            _claim(output, meta, rows, overwrite)
+        state.wait_for_everyone()
+        done = rows.ids(output)
+        stream = EvaluationStream(
+            list_shards(shards),
+            _Prepare(model.tower.transform(), tasks, done),
+            list,
+            batch_size=batch_size,
+            rank=state.process_index,
+            world_size=state.num_processes,
         )
-    return count
+        bad, shortened = 0, 0
+        remaining = None if expected is None else (expected - len(done)) // state.num_processes
+        with (
+            _part(output, state.process_index).open("a", encoding="utf-8") as file,
+            Progress("captioning" if rows is CAPTIONS else "answering", remaining, rows.things) as bar,
+        ):
+            for item in read_stream(stream, workers):
+                bad += len(item.bad)
+                asked = _asked(item.batch or [], other_images)
+                for start in range(0, len(asked), batch_size):
+                    keys, chunk = zip(*asked[start : start + batch_size], strict=True)
+                    answers = answer(model, tasks, chunk, decoding)
+                    shortened += sum(said.shortened for said in answers)
+                    for key, one, said in zip(keys, chunk, answers, strict=True):
+                        file.write(rows.line(one.conversation.id, key, said) + "\n")
+                    file.flush()
+                    bar.advance(len(chunk))
+            os.fsync(file.fileno())
+        bad, shortened = sum(gather_object([bad])), sum(gather_object([shortened]))
+        if shortened and state.is_main_process:
+            log(f"{shortened} prompts were too long: the end of their context was left out.")
+        if state.is_main_process:
+            _join(output, rows)
+        state.wait_for_everyone()
+        count = len(rows.ids(output))
+        if bad or (expected is not None and count != expected):
+            raise DataError(
+                f"{count} of {expected} samples of {shards} are answered, {bad} cannot be read: "
+                "run `excitor-mm shards check`."
+            )
+        return count
 
 
 class _Prepared(NamedTuple):

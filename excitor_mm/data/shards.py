@@ -128,7 +128,7 @@ def read_shard(url: str, on_bad: Callable[[BadRecord], None]) -> Iterator[Sample
         try:
             with tarfile.open(fileobj=file, mode="r|", tarinfo=_StrictTarInfo) as tar:
                 for member in tar:
-                    tar.members.clear()  # tarfile would keep all headers
+                    tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all headers
                     if member.isdir():
                         continue
                     folder, name = posixpath.split(member.name)
