@@ -189,12 +189,12 @@ class RunState:
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step]
             write_text(path, "".join(kept))
 
-    def note(self, accelerator: Accelerator, facts: dict[str, float]) -> None:
-        """One line of metrics.jsonl, and the trackers."""
+    def note(self, accelerator: Accelerator, facts: Mapping[str, float | list[float]]) -> None:
+        """One line of metrics.jsonl, and the trackers; lists are for the file alone."""
         if accelerator.is_main_process:
             with (self.output / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": self.step, **facts}) + "\n")
-            accelerator.log(facts, step=self.step)
+            accelerator.log({k: v for k, v in facts.items() if not isinstance(v, list)}, step=self.step)
 
     def judge(self, score: float) -> bool:
         """Count a validation; True when it is the best so far."""

@@ -1,16 +1,18 @@
-"""report.html: one self-contained page of pictures, captions, scores and the learning curve."""
+"""report.html: scores, curves, gates, pictures and a table in one file, with nothing from elsewhere."""
 
 from __future__ import annotations
 
 import base64
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from excitor_mm.data.images import load_image
+from excitor_mm.charts import curves, gate_map, series
+from excitor_mm.config import SourceConfig
+from excitor_mm.data.images import BadImage, load_image
 from excitor_mm.data.shards import list_shards, read_shard
 from excitor_mm.files import read_rows, write_text
 from excitor_mm.references import read_predictions
@@ -21,36 +23,50 @@ SHOWN = 24  # pictures; the best and the worst half of them
 STYLE = """
 :root { color-scheme: light dark; --line: #8886; --accent: #2a6fdb; --other: #d9822b }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem }
+nav a { margin-right: 1rem } .wide { overflow-x: auto }
 table { border-collapse: collapse }
-td, th { padding: .25rem .75rem; border-bottom: 1px solid var(--line); text-align: left }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 1rem }
+td, th { padding: .25rem .75rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
+.sortable th { cursor: pointer; position: sticky; top: 0; background: Canvas }
+.sortable th::after { content: " \\2195" }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(230px, 100%), 1fr)); gap: 1rem }
 figure { margin: 0; border: 1px solid var(--line); border-radius: 8px; overflow: hidden }
 figure img { width: 100%; display: block } figcaption { padding: .5rem .75rem } small { opacity: .75 }
-svg { width: 100%; height: auto } code { white-space: pre-wrap }
+svg { width: 100%; height: auto } code { white-space: pre-wrap; overflow-wrap: anywhere }
+"""
+
+SORT = """
+for (const head of document.querySelectorAll(".sortable th")) head.onclick = () => {
+  const place = [...head.parentNode.children].indexOf(head), body = head.closest("table").tBodies[0]
+  const cell = row => row.children[place].textContent, turn = head.dataset.up = head.dataset.up == 1 ? -1 : 1
+  const order = (a, b) => turn * (isNaN(cell(a)) ? cell(a).localeCompare(cell(b)) : cell(a) - cell(b))
+  body.append(...[...body.rows].sort(order))
+}
 """
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One card of the page."""
+    """One image with what was said about it."""
 
+    image_id: int | str
     image: bytes
     """The encoded image."""
-    caption: str
+    text: str
+    """The caption or answer."""
     references: tuple[str, ...]
     score: float
-    """CIDEr x100 of this caption."""
+    """x100, of this text."""
 
 
 def collect_pictures(shards: str, predictions: Path, per_image: Path) -> list[Picture]:
-    """Join images and references of shards with predictions and their scores, best first."""
+    """Join images and references of shards with predictions and their CIDEr, best first."""
     captions = read_predictions(predictions)
     scores = {row["image_id"]: row["CIDEr"] for row in read_rows(per_image)}
     pictures = [
-        Picture(sample.image or b"", captions[sample.image_id], sample.captions, scores[sample.image_id])
+        Picture(sample.image_id, sample.image or b"", captions[sample.image_id], sample.captions, score)
         for shard in list_shards(shards)
         for sample in read_shard(shard, lambda _: None)
-        if sample.image_id in captions
+        if (score := scores.get(sample.image_id)) is not None
     ]
     return sorted(pictures, key=lambda picture: -picture.score)
 
@@ -60,8 +76,9 @@ def write_report(
     *,
     title: str,
     facts: Mapping[str, str],
-    pictures: Sequence[Picture],
+    pictures: Sequence[Picture] = (),
     metrics: Sequence[Mapping[str, Any]] = (),
+    metric: str = "CIDEr",
     commands: Sequence[str] = (),
 ) -> None:
     """Write the page.
@@ -70,66 +87,114 @@ def write_report(
         path: report.html.
         title: heading.
         facts: name -> value, a table at the top.
-        pictures: best first; with more than `SHOWN`, the best and the worst are shown.
-        metrics: lines of metrics.jsonl, for the curve; none: no curve.
+        pictures: best first; with more than `SHOWN`, the best and the worst are shown, and all are in the table.
+        metrics: lines of metrics.jsonl, for the curves and gates.
+        metric: what the pictures' scores are.
         commands: what made these figures.
     """
-    half = SHOWN // 2
-    groups = [("Pictures", pictures)]
-    if len(pictures) > SHOWN:
-        groups = [("Best captions", pictures[:half]), ("Worst captions", pictures[-half:])]
-    rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in facts.items())
-    cards = "".join(f"<h2>{name}</h2><div class=cards>{''.join(map(_card, group))}</div>" for name, group in groups)
-    curve = f"<h2>Learning curve</h2>{_curve(metrics)}" if metrics else ""
-    lines = html.escape("\n".join(commands))
-    made = f"<h2>Commands</h2><pre><code>{lines}</code></pre>" if commands else ""
+    rows = "".join(f"<tr><th>{html.escape(k)}<td>{html.escape(v)}" for k, v in facts.items())
+    sections = {
+        "Curves": _curves(metrics),
+        "Gates by layer": gate_map([(row["step"], row["gates"]) for row in metrics if row.get("gates")]),
+        **_cards(pictures, metric),
+        "All of them": _table(pictures, metric),
+        "Commands": "".join(f"<pre><code>{html.escape(line)}</code></pre>" for line in commands),
+    }
+    shown = {name: content for name, content in sections.items() if content}
+    links = "".join(f'<a href="#{_anchor(name)}">{name}</a>' for name in shown)
+    body = "".join(f'<h2 id="{_anchor(name)}">{name}</h2>{content}' for name, content in shown.items())
     page = f"""<!doctype html><html lang=en><meta charset=utf-8>
 <meta name=viewport content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title>
-<style>{STYLE}</style><h1>{html.escape(title)}</h1><table>{rows}</table>
-{curve}{cards}{made}</html>
+<style>{STYLE}</style><h1>{html.escape(title)}</h1><nav>{links}</nav><div class=wide><table>{rows}</table></div>
+{body}<script>{SORT}</script></html>
 """
     write_text(path, page)
 
 
-def _card(picture: Picture) -> str:
-    image = load_image(picture.image)
+def _anchor(name: str) -> str:
+    return name.lower().replace(" ", "-")
+
+
+def _curves(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """Loss and the validation score; rate and gradient; validation loss and speed."""
+    scores = [name for name in ("cider", "vqa_accuracy", "choice_accuracy") if series(metrics, name)]
+    score = (f"validation {scores[0]}", series(metrics, scores[0])) if scores else ("", ())
+    charts = [
+        curves(("training loss", series(metrics, "loss")), score),
+        curves(("validation loss", series(metrics, "validation_loss"))),
+        curves(("learning rate", series(metrics, "learning_rate")), ("gradient", series(metrics, "grad_norm"))),
+    ]
+    return "".join(charts) or ("<p>Too few steps for a curve.</p>" if metrics else "")
+
+
+def _cards(pictures: Sequence[Picture], metric: str) -> dict[str, str]:
+    half = SHOWN // 2
+    groups = {"Pictures": pictures}
+    if len(pictures) > SHOWN:
+        groups = {"Best": pictures[:half], "Worst": pictures[-half:]}
+    cards = {name: "".join(_card(picture, metric) for picture in group) for name, group in groups.items()}
+    return {name: f"<div class=cards>{content}</div>" for name, content in cards.items() if content}
+
+
+def _card(picture: Picture, metric: str) -> str:
+    try:
+        image = load_image(picture.image)
+    except BadImage:
+        return ""
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)
     data = base64.b64encode(buffer.getvalue()).decode()
     references = "<br>".join(html.escape(text) for text in picture.references)
     return (
-        f'<figure><img alt="" src="data:image/jpeg;base64,{data}"><figcaption><b>{html.escape(picture.caption)}'
-        f"</b><br><small>CIDEr {picture.score:.0f}<br>{references}</small></figcaption></figure>"
+        f'<figure><img alt="" src="data:image/jpeg;base64,{data}"><figcaption><b>{html.escape(picture.text)}'
+        f"</b><br><small>{metric} {picture.score:.0f}<br>{references}</small></figcaption></figure>"
     )
 
 
-def _curve(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """Training loss and validation CIDEr against the step, as inline SVG with an axis for each."""
-    loss = [(row["step"], row["loss"]) for row in metrics if "loss" in row]
-    cider = [(row["step"], row["cider"]) for row in metrics if "cider" in row]
-    if len(loss) < 2:
-        return "<p>Too few steps for a curve.</p>"
-    last = max(step for step, _ in loss)
-    lines = _line(loss, last, "var(--accent)", 52) + _line(cider, last, "var(--other)", 748)
-    return (
-        f'<svg viewBox="0 0 800 280" role=img aria-label="learning curve">{lines}'
-        f"<text x=400 y=275 text-anchor=middle fill=currentColor font-size=14>step 1 to {last}; blue: training loss "
-        "(left), orange: validation CIDEr (right)</text></svg>"
+def _table(pictures: Iterable[Picture], metric: str) -> str:
+    """Every text; a click on a heading sorts."""
+    rows = "".join(
+        f"<tr><td>{html.escape(str(p.image_id))}<td>{p.score:.1f}<td>{html.escape(p.text)}"
+        f"<td>{html.escape(' / '.join(p.references))}"
+        for p in pictures
     )
+    heads = f"<thead><tr><th>image<th>{html.escape(metric)}<th>text<th>references</thead>"
+    return f"<div class=wide><table class=sortable>{heads}<tbody>{rows}</tbody></table></div>" if rows else ""
 
 
-def _line(points: Sequence[tuple[int, float]], last: int, colour: str, axis: int) -> str:
-    if not points:
-        return ""
-    low, high = min(value for _, value in points), max(value for _, value in points)
-    span = (high - low) or 1.0
-    places = [(60 + 680 * step / last, 240 - 220 * (value - low) / span) for step, value in points]
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    dots = "".join(f'<circle cx={x:.1f} cy={y:.1f} r=3 fill="{colour}"/>' for x, y in places if len(places) < 30)
-    side = "end" if axis < 400 else "start"
-    labels = "".join(
-        f'<text x={axis} y={y} text-anchor={side} fill="{colour}" font-size=14>{value:.4g}</text>'
-        for y, value in ((28, high), (244, low))
+def write_training_report(output: Path, source: SourceConfig | None) -> None:
+    """report.html of a run folder, from its metrics.jsonl, validation.jsonl and config.yaml.
+
+    Args:
+        output: the run folder.
+        source: the first validation source, for the pictures; None: there was no validation.
+    """
+    metrics = read_rows(output / "metrics.jsonl")
+    last = {name: value for row in metrics for name, value in row.items() if not isinstance(value, list)}
+    said: dict[Any, Mapping[str, Any]] = {}
+    if source and (output / "validation.jsonl").exists():
+        said = {row["id"]: row for row in read_rows(output / "validation.jsonl")}
+    pictures = []
+    for shard in list_shards(source.shards) if said and source else ():
+        for sample in read_shard(shard, lambda _: None):
+            ids = (
+                [sample.image_id]
+                if source and source.task == "caption"
+                else [one.question_id for one in sample.questions]
+            )
+            pictures += [
+                Picture(row["id"], sample.image, row["text"], tuple(row["references"]), row["score"])
+                for row in (said[one] for one in ids if one in said)
+                if sample.image is not None
+            ]
+    config = output / "config.yaml"
+    write_report(
+        output / "report.html",
+        title=f"Training: {output.name}",
+        facts={name: f"{value:.6g}" for name, value in last.items()},
+        pictures=sorted(pictures, key=lambda picture: -picture.score),
+        metrics=metrics,
+        metric="score",
+        commands=[f"excitor-mm train --config {config}", config.read_text(encoding="utf-8")],
     )
-    return f'<polyline points="{path}" fill=none stroke="{colour}" stroke-width=2 />{dots}{labels}'

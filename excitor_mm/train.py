@@ -2,6 +2,7 @@
 
     <output>/config.yaml       the resolved configuration
     <output>/metrics.jsonl     one line every log_every steps, and one for each validation
+    <output>/report.html       curves, gates, and pictures of the last validation (validation.jsonl)
     <output>/best/, last/      adapter folders: best validation score, and the latest
     <output>/checkpoints/      what `--resume` needs, see checkpoint.py
 
@@ -35,6 +36,7 @@ from excitor_mm.metrics.java import find_java
 from excitor_mm.model import ExcitorModel
 from excitor_mm.parallel import StopSignals, agree, local, on_main, shard_frozen, share_parameters, whole
 from excitor_mm.prepare import build_for_training
+from excitor_mm.report import write_training_report
 from excitor_mm.step import make_scaler, train_step
 from excitor_mm.validate import SCORES, validate
 
@@ -114,8 +116,9 @@ def _run(config: RunConfig, model: ExcitorModel, accelerator: Accelerator, outpu
             bar.advance(note=f"loss {facts.loss:.3f}, rate {rate:.1e}, {shown}")
             if state.step % settings.log_every == 0:
                 row = {"loss": facts.loss, "learning_rate": rate, "grad_norm": facts.norm, **speed}
+                gates = [block.gate.abs().mean().item() for block in model.language.excitors().values()]
                 row |= {"shortened": shortened} if shortened else {}  # prompts of this process
-                state.note(accelerator, row)
+                state.note(accelerator, {**row, "gates": gates})
             last = state.step == settings.steps
             if config.data.validation and (last or state.step % settings.validate_every == 0):
                 with whole(model):
@@ -132,6 +135,8 @@ def _run(config: RunConfig, model: ExcitorModel, accelerator: Accelerator, outpu
     state.note(accelerator, {"frozen_tensors_changed": len(changed), "steps_left_out": state.left_out})
     if not config.data.validation:
         on_main(accelerator, lambda: model.save_pretrained(output / "best", state.facts()))
+    first = config.validation_sources()[0] if config.data.validation else None
+    on_main(accelerator, lambda: write_training_report(output, first))
     accelerator.end_training()
     return output / "best"
 

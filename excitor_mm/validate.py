@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -16,6 +18,7 @@ from excitor_mm.data.shards import list_shards
 from excitor_mm.data.stream import EvaluationStream, read_stream
 from excitor_mm.data.tasks import Conversation
 from excitor_mm.errors import DataError
+from excitor_mm.files import write_text
 from excitor_mm.metrics.captions import score_captions
 from excitor_mm.metrics.scienceqa import LETTERS, extract_choice
 from excitor_mm.metrics.vqa import accuracy
@@ -28,6 +31,10 @@ SCORES = {
     "instructions": ("minus_loss", "negative loss per answer token"),
 }
 """Task -> name of its score in metrics.jsonl, and in words; higher is better."""
+
+
+ANSWERS = "validation.jsonl"
+"""In the run folder: what the last validation's first source was answered, for the report."""
 
 
 class Validated(NamedTuple):
@@ -109,18 +116,33 @@ def _validate(
     rows = gather_object(rows)
     summed, count = accelerator.reduce(summed, reduction="sum"), accelerator.reduce(count, reduction="sum")
     loss_per_token = (summed / count).item()
-    score = -loss_per_token if source.task == "instructions" else _score(source.task, rows)
+    if source.task == "instructions":
+        return {"validation_loss": loss_per_token, "minus_loss": -loss_per_token}
+    score, each = _score(source.task, rows)
+    if accelerator.is_main_process and source == config.validation_sources()[0]:
+        _write_answers(Path(config.train.output) / ANSWERS, source.task, rows, each)
     return {"validation_loss": loss_per_token, SCORES[source.task][0]: score}
 
 
-def _score(task: str, rows: list[tuple[Conversation, str]]) -> float:
-    """x100, of conversations with what was answered."""
+def _write_answers(path: Path, task: str, rows: list[tuple[Conversation, str]], scores: list[float]) -> None:
+    lines = []
+    for (one, text), score in zip(rows, scores, strict=True):
+        shown = text if task == "caption" else f"{one.turns[-1].question} {text}"
+        row = {"id": one.id, "text": shown, "references": one.answers, "score": score}
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    write_text(path, "".join(lines))
+
+
+def _score(task: str, rows: list[tuple[Conversation, str]]) -> tuple[float, list[float]]:
+    """x100, of conversations with what was answered: of all, and of each."""
     if task == "caption":
         references = {one.id: list(one.answers) for one, _ in rows}
         result = score_captions({one.id: text for one, text in rows}, references, ["CIDEr"])
         if result.failed:
             raise DataError(f"The validation images cannot be scored: {result.failed['CIDEr']}")
-        return result.scores["CIDEr"]
+        return result.scores["CIDEr"], [result.per_image["CIDEr"][one.id] for one, _ in rows]
     if task == "vqa":
-        return 100 * sum(accuracy(text, one.answers) for one, text in rows) / len(rows)
-    return 100 * sum(extract_choice(text, len(LETTERS)) == one.right for one, text in rows) / len(rows)
+        each = [100 * accuracy(text, one.answers) for one, text in rows]
+    else:
+        each = [100.0 * (extract_choice(text, len(LETTERS)) == one.right) for one, text in rows]
+    return sum(each) / len(rows), each

@@ -13,7 +13,7 @@ ROWS = [
     {"console", "config", "prompts", "palette", "files"},
     {"defaults", "excitor", "switches", "metrics", "data"},
     {"card", "vision"},
-    {"llama", "adapter", "references", "pictures", "caption_files"},
+    {"llama", "charts", "adapter", "references", "pictures", "caption_files"},
     {"processor", "language", "lora"},
     {"model", "heatmap"},
     {"likelihood", "answer", "batches", "prepare", "parallel"},

@@ -62,12 +62,12 @@ def _evaluate_captions(options: Namespace) -> int:
         pictures=options.pictures,
     )
     if options.pictures is not None:
-        _write_page(options.pictures, options.predictions, options.output, report)
+        _write_page(options, report)
     print(format_scores(report))
     return 1 if report["failed"] or report["remarks"] else 0
 
 
-def _write_page(shards: str, predictions: Path, output: Path, report: dict[str, Any]) -> None:
+def _write_page(options: Namespace, report: dict[str, Any]) -> None:
     from excitor_mm.evaluate.captions import PER_IMAGE
     from excitor_mm.report import collect_pictures, write_report
 
@@ -76,10 +76,14 @@ def _write_page(shards: str, predictions: Path, output: Path, report: dict[str, 
         low, high = report["intervals"][name]
         facts[name] = f"{score:.2f} (95 %: {low:.2f} to {high:.2f})"
     write_report(
-        output.with_name("report.html"),
-        title=f"Captions: {predictions.name}",
+        options.output.with_name("report.html"),
+        title=f"Captions: {options.predictions.name}",
         facts=facts,
-        pictures=collect_pictures(shards, predictions, output.with_name(PER_IMAGE)),
+        pictures=collect_pictures(options.pictures, options.predictions, options.output.with_name(PER_IMAGE)),
+        commands=[
+            f"excitor-mm evaluate captions --predictions {options.predictions} --references {options.references} "
+            f"--pictures {options.pictures} --output {options.output}"
+        ],
     )
 
 
