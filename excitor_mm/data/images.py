@@ -18,7 +18,7 @@ class BadImage(BadSample):
     """An image that cannot be used; `reason` is short enough to be counted."""
 
 
-def load_image(source: bytes | str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(source: bytes | str | Path, max_pixels: int = MAX_PIXELS, enough: int | None = None) -> Image.Image:
     """Decode an image: upright by its EXIF orientation, RGB, the first frame of an animation.
 
     Transparency is laid on white; 16-bit and float pictures are scaled to 8 bits.
@@ -26,6 +26,8 @@ def load_image(source: bytes | str | Path, max_pixels: int = MAX_PIXELS) -> Imag
     Args:
         source: the encoded bytes, or a path.
         max_pixels: larger images are refused before they are decoded.
+        enough: a shorter side that suffices. A JPEG is then decoded at the half, quarter or eighth that still has
+            it: several times faster on large photos, at pixels that differ slightly from resized ones.
 
     Raises:
         BadImage: missing, too large, truncated, or not an image.
@@ -44,6 +46,9 @@ def load_image(source: bytes | str | Path, max_pixels: int = MAX_PIXELS) -> Imag
                     "too large",
                     f"{name} has {image.width} x {image.height} pixels, at most {max_pixels} are read: shrink it.",
                 )
+            if enough is not None:
+                shorter = min(image.size)
+                image.draft(None, (enough * image.width // shorter, enough * image.height // shorter))
             return _rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
         kind = "not an image"

@@ -1,0 +1,112 @@
+"""Sides measured in turn in one process, and their table."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import io
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from excitor_mm.console import log
+from excitor_mm.files import write_json, write_text
+
+Side = Callable[[], float | None]
+"""Does the work once; returns the seconds (or bytes) that count, or None: all of the call's time."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Sides of one question, the last of which the others are divided by."""
+
+    title: str
+    sides: Mapping[str, Side]
+    work: float = 1
+    """Units that one call of a side handles; the table shows the cost of one unit."""
+    unit: str = "call"
+    measure: str = "ms"
+    """"ms" or "MiB"."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Sizes that the cost depends on."""
+    warm_up: bool = True
+    """A first round that does not count."""
+
+
+def alternate(comparison: Comparison, rounds: int) -> dict[str, list[float]]:
+    """Seconds or bytes of every side for one unit, one side after the other in every round."""
+    found: dict[str, list[float]] = {name: [] for name in comparison.sides}
+    first = 0 if comparison.warm_up else 1
+    for number in range(first, rounds + 1):
+        for name, side in comparison.sides.items():
+            started = time.perf_counter()
+            with contextlib.redirect_stdout(io.StringIO()):
+                value = side()
+            value = time.perf_counter() - started if value is None else value
+            log(f"{comparison.title}: round {number} of {rounds}, {name}: {_shown(comparison, value):.1f}")
+            if number:
+                found[name].append(value / comparison.work)
+    return found
+
+
+def _shown(comparison: Comparison, value: float) -> float:
+    return value * 1e3 if comparison.measure == "ms" else value / 2**20
+
+
+def as_markdown(comparison: Comparison, found: Mapping[str, list[float]]) -> str:
+    """Median, spread, and the median over rounds of each side divided by the last."""
+    facts = ", ".join(f"{key} {value}" for key, value in comparison.facts.items())
+    lines = [
+        f"**{comparison.title}** ({facts})\n",
+        f"| side | {comparison.measure} a {comparison.unit}, median | lowest to highest | ratio to the last |",
+        "|---|---|---|---|",
+    ]
+    base = list(found.values())[-1]
+    for name, values in found.items():
+        ratio = statistics.median(value / other for value, other in zip(values, base, strict=True))
+        low, middle, high = (_shown(comparison, v) for v in (min(values), statistics.median(values), max(values)))
+        lines.append(f"| {name} | {middle:,.1f} | {low:,.1f} to {high:,.1f} | {ratio:.2f} |")
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, Any]:
+    """Where and when: what every figure must be read with."""
+    import torch
+
+    cpu = platform.machine()
+    with contextlib.suppress(OSError):
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0].partition(":")[2].strip() if names else cpu
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit or "unknown",
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "torch": torch.__version__,
+    }
+
+
+def run(suite: str, comparisons: list[Comparison], rounds: int, output: Path) -> str:
+    """Measure, write `<output>/<suite>.json` and `.md`, return the Markdown."""
+    where = machine()
+    rows, pages = [], [f"`{suite}`: {json.dumps(where)}, {rounds} rounds\n"]
+    for comparison in comparisons:
+        found = alternate(comparison, rounds)
+        rows.append(
+            {"title": comparison.title, "facts": dict(comparison.facts), "unit": comparison.unit, "costs": found}
+        )
+        pages.append(as_markdown(comparison, found) + "\n")
+    write_json(output / f"{suite}.json", {"suite": suite, "machine": where, "rounds": rounds, "comparisons": rows})
+    write_text(output / f"{suite}.md", "\n".join(pages))
+    return "\n".join(pages)

@@ -1,0 +1,81 @@
+"""memory: peak resident memory of a process that generates, and of one that captions more and more pictures."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
+from io import StringIO
+from itertools import cycle, islice
+from pathlib import Path
+
+from excitor_mm.generate import caption_pictures
+from excitor_mm.model import ExcitorModel
+from excitor_mm.pictures import find_pictures
+from suites.generation import seconds
+from suites.measure import Comparison, Side
+from suites.models import load_other, load_ours, random_tokens, text
+
+
+def memory(options: Namespace) -> list[Comparison]:
+    """Each call runs in a fresh process. "above the weights" leaves out what loading alone takes."""
+    sides: dict[str, Side] = {}
+    for name in ("excitor", "bare", "llama-adapter", "clipcap", "llava"):
+        sides[name] = partial(_in_a_process, _generate, options, name)
+    facts = {"batch": options.batch_size, "image tokens": options.image_tokens, "new tokens": options.new_tokens}
+    peaks = Comparison("peak memory", sides, 1, "process", "MiB", facts, warm_up=False)
+    above = {
+        name: partial(_above, side, partial(_in_a_process, _load, options, name)) for name, side in sides.items()
+    }
+    rest = Comparison("peak memory above the weights", above, 1, "process", "MiB", facts, warm_up=False)
+    many: dict[str, Side] = {
+        f"{times} x {options.count} pictures": partial(_in_a_process, _caption, options, times) for times in (4, 2, 1)
+    }
+    flat = Comparison("peak memory of captioning", many, 1, "process", "MiB", warm_up=False)
+    return [peaks, rest, flat]
+
+
+def _in_a_process(task: Callable[..., float], options: Namespace, what: str | int) -> float:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(task, (options, what))
+
+
+def _above(whole: Side, weights: Side) -> float:
+    return (whole() or 0.0) - (weights() or 0.0)
+
+
+def peak() -> float:
+    """Bytes: the largest resident memory of this process so far."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+
+def _load(options: Namespace, name: str) -> float:
+    _model(options, name)
+    return peak()
+
+
+def _model(options: Namespace, name: str) -> ExcitorModel:  # noqa: ANN202
+    ours = load_ours(options.adapter, options.dtype)
+    return ours if name == "excitor" else load_other(name, ours, options.dtype)
+
+
+def _generate(options: Namespace, name: str) -> float:
+    model = _model(options, name)
+    tokens = random_tokens(model, options.batch_size, options.image_tokens)
+    seconds(model, text(model, options.batch_size), tokens, options.new_tokens)
+    return peak()
+
+
+def _caption(options: Namespace, times: int) -> float:
+    """The same pictures again and again: what grows is what is kept."""
+    model = load_ours(options.adapter, options.dtype)
+    pictures = list(find_pictures([options.images], StringIO()).pictures(lambda *_: None))[: options.count]
+    stream = islice(cycle(pictures), times * len(pictures))
+    for _ in caption_pictures(model, stream, batch_size=options.batch_size):
+        pass
+    return peak()
