@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from accelerate import Accelerator
 
+from excitor_mm.cache_features import cached_tokens
 from excitor_mm.config import RunConfig, SourceConfig
 from excitor_mm.data.pipeline import IGNORE, Batch, Example, ExampleMaker, collate
 from excitor_mm.data.shards import list_shards
@@ -96,6 +97,7 @@ def _stream(
         seed,
         data.max_pixels,
         draw=True,
+        cached=cached_tokens(config, source, model.tower, training=True),
     )
     stream = TrainingStream(
         list_shards(source.shards),

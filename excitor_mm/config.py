@@ -122,6 +122,8 @@ class DataConfig:
     """Validation shards; the first source's score chooses best/. null: no validation, the last adapter is best."""
     task: TaskName = "caption"
     """What shards named by a text are used for."""
+    features: str | None = None
+    """Name of the folders beside the shards that `cache-features` wrote; null: encode images at every visit."""
     workers: NonNegativeInt = 2
     """Processes that read and decode, per rank."""
     lanes: PositiveInt = 16

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from excitor_mm.answer import Asked, answer
+from excitor_mm.cache_features import cached_tokens
 from excitor_mm.config import DecodingConfig, RunConfig, SourceConfig
 from excitor_mm.data.pipeline import Batch, Example, ExampleMaker, collate
 from excitor_mm.data.samples import Sample
@@ -89,9 +90,9 @@ def _validate(
 ) -> dict[str, float]:
     data, tokenizer, tasks = config.data, model.processor.tokenizer, model.task_format(source.task)
     size = max(1, config.train.batch_size // (accelerator.num_processes * config.train.accumulation))
-    maker = _Maker(
-        ExampleMaker(tokenizer, tasks, model.tower.transform(), config.train.seed, data.max_pixels, draw=False)
-    )
+    cached = cached_tokens(config, source, model.tower, training=False)
+    transform, seed = model.tower.transform(), config.train.seed
+    maker = _Maker(ExampleMaker(tokenizer, tasks, transform, seed, data.max_pixels, draw=False, cached=cached))
     stream = EvaluationStream(
         list_shards(source.shards),
         maker,

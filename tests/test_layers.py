@@ -15,7 +15,7 @@ ROWS = [
     {"card", "vision"},
     {"llama", "charts", "adapter", "references", "pictures", "caption_files"},
     {"processor", "language", "lora"},
-    {"model", "heatmap"},
+    {"model", "heatmap", "cache_features"},
     {"likelihood", "answer", "batches", "prepare", "parallel"},
     {
         "generate",

@@ -24,7 +24,7 @@ def _train_options(parser: ArgumentParser) -> None:
 
 
 def _train(options: Namespace) -> int:
-    config = _run_config(options)
+    config = run_config(options)
     if options.dry_run:
         from excitor_mm.preflight import preflight
 
@@ -36,7 +36,8 @@ def _train(options: Namespace) -> int:
     return 0
 
 
-def _run_config(options: Namespace) -> RunConfig:
+def run_config(options: Namespace) -> RunConfig:
+    """The whole configuration that a command's options spell out."""
     from excitor_mm.config import from_dict
 
     names = [item.name for item in dataclasses.fields(RunConfig)]

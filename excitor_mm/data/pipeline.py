@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from excitor_mm.config import Prompts
+from excitor_mm.data.features import CachedTokens
 from excitor_mm.data.images import load_image
 from excitor_mm.data.order import stable_hash
 from excitor_mm.data.samples import BadSample, Sample
@@ -29,7 +31,7 @@ class Example(NamedTuple):
     key: str
     text: Rendered
     pixels: list[Tensor] | None
-    """One float[3, S, S] for each encoder; None without an image."""
+    """For each encoder a float[3, S, S], or its tokens float[N, V] from a cache; None without an image."""
 
 
 class Batch(NamedTuple):
@@ -96,6 +98,8 @@ class ExampleMaker:
     draw: bool
     """True: one of the questions and of its answers by hash (training); False: the first question with its most
     frequent answer (validation loss)."""
+    cached: CachedTokens | None = None
+    """Gives tokens that were encoded beforehand, in place of pixels."""
 
     def __call__(self, sample: Sample, epoch: int) -> Example:
         found = self.tasks.conversations(sample)
@@ -104,10 +108,10 @@ class ExampleMaker:
         text = self._text(sample, found[turn], drawn)
         if sample.image is None:
             return Example(sample.key, text, None)
+        if self.cached is not None:
+            return Example(sample.key, text, self.cached(sample.shard, sample.key, epoch))
         image = load_image(sample.image, self.max_pixels)
-        with torch.random.fork_rng(devices=[]):  # torchvision draws its crops from the global generator
-            torch.manual_seed(drawn)
-            return Example(sample.key, text, self.image_transform(image))
+        return Example(sample.key, text, draw_pixels(image, self.image_transform, self.seed, epoch, sample.key))
 
     def _text(self, sample: Sample, conversation: Conversation, drawn: int) -> Rendered:
         where = f"{sample.shard}: sample {sample.key}"
@@ -124,6 +128,15 @@ class ExampleMaker:
             raise BadSample("too long", f"{where}: {error}") from error
         except DataError as error:
             raise BadSample("no answer", f"{where}: {error}") from error
+
+
+def draw_pixels(
+    image: Image, transform: Callable[[Image], list[Tensor]], seed: int, epoch: int, key: str
+) -> list[Tensor]:
+    """An image as an epoch sees it: crops and flips depend on (seed, epoch, key) alone."""
+    with torch.random.fork_rng(devices=[]):  # torchvision draws its crops from the global generator
+        torch.manual_seed(stable_hash(seed, epoch, key))
+        return transform(image)
 
 
 def collate(examples: list[Example], padding: int) -> Batch:
