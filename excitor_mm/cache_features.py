@@ -64,7 +64,7 @@ def cache_features(
     train, held_out = _shards(config.training_sources()), _shards(config.validation_sources())
     wanted = [(shard, view, drawn) for shard in train for view in range(views)]
     wanted += [(shard, 0, plain) for shard in held_out]
-    jobs = [_Job(feature_file(shard, name, view), shard, view, facts) for shard, view, facts in wanted]
+    jobs = [_job(shard, name, view, facts) for shard, view, facts in wanted]
     for job in jobs:
         if job.path.exists() and read_facts(job.path) != job.facts:
             raise DataError(f"{job.path} is of another configuration: delete its folder, or give another name.")
@@ -77,8 +77,13 @@ def cache_features(
     return [job.path for job in jobs]
 
 
+def _job(shard: str, name: str, view: int, facts: Facts) -> _Job:
+    path = feature_file(shard, name, view)
+    return _Job(path, shard, view, replace(facts, shard_bytes=Path(shard).stat().st_size))
+
+
 def run_facts(config: RunConfig, tower: VisionTower, *, training: bool) -> Facts:
-    """What a run's visual tokens depend on, in float32."""
+    """What a run's visual tokens depend on; in float32, and without the size of the shard."""
     data = config.data
     return Facts(
         vision_fingerprint=fingerprint(tower.named_parameters()),
@@ -88,6 +93,7 @@ def run_facts(config: RunConfig, tower: VisionTower, *, training: bool) -> Facts
         seed=config.train.seed,
         max_pixels=data.max_pixels,
         dtype="float32",
+        shard_bytes=0,
     )
 
 
@@ -108,6 +114,13 @@ def cached_tokens(
     if config.data.features is None:
         return None
     return CachedTokens(list_shards(source.shards), config.data.features, run_facts(config, tower, training=training))
+
+
+def check_cache(config: RunConfig, tower: VisionTower) -> None:
+    """Raises what `cached_tokens` would raise for any source of the run."""
+    for training, sources in ((True, config.training_sources()), (False, config.validation_sources())):
+        for source in sources:
+            cached_tokens(config, source, tower, training=training)
 
 
 @dataclass(frozen=True)

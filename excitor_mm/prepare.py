@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from excitor_mm.adapter import load_config
+from excitor_mm.cache_features import check_cache
 from excitor_mm.config import Prompts, RunConfig
 from excitor_mm.data.shards import list_shards, read_shard
 from excitor_mm.data.tasks import palette_words
@@ -19,7 +20,8 @@ def build_for_training(config: RunConfig) -> ExcitorModel:
     """The frozen parts, and Excitor blocks: fresh ones, or those of the adapter `train.start`.
 
     Raises:
-        ConfigError: another base, or blocks of other sizes, than the adapter to start from.
+        ConfigError: another base, or blocks of other sizes, than the adapter to start from; cached tokens of other
+            encoders or crops.
     """
     started = load_config(Path(config.train.start)) if config.train.start else None
     prompts = _prompts(config, started.prompts if started else None)
@@ -32,6 +34,7 @@ def build_for_training(config: RunConfig) -> ExcitorModel:
                     f"({getattr(model.config, name)}): give the run those of the adapter (excitor-mm inspect)."
                 )
         model.load_tensors(Path(config.train.start or ""))
+    check_cache(config, model.tower)
     for task in prompts.templates:  # refuses an unusable template
         model.task_format(task).render(model.processor.tokenizer, (Turn(CAPTION_INSTRUCTION, answer="a word"),))
     model.eval()  # frozen parts never train; the Excitor blocks have no dropout

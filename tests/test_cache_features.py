@@ -113,12 +113,24 @@ def test_an_interrupted_caching_goes_on_and_a_damaged_file_is_a_sentence(config:
         train(with_features(config, "kept", tmp_path / "run"))
 
 
-def test_a_sample_without_tokens_counts_as_bad(config: RunConfig, tmp_path: Path) -> None:
+def test_a_repacked_shard_is_refused(config: RunConfig, tmp_path: Path) -> None:
     cache_features(config, name="kept", views=1)
-    make_shards(tmp_path / "longer", [5, 4])
-    (tmp_path / "longer" / "tiny-000001.tar").replace(tmp_path / "noise" / "tiny-000001.tar")
-    with pytest.raises(DataError, match="no cached tokens"):
+    make_shards(tmp_path / "other", [5, 4])
+    (tmp_path / "other" / "tiny-000001.tar").replace(tmp_path / "noise" / "tiny-000001.tar")
+    with pytest.raises(ConfigError, match="other shards.*cache again"):
         train(with_features(config, "kept", tmp_path / "run"))
+
+
+def test_an_image_that_could_not_be_encoded_is_a_bad_sample(config: RunConfig, tmp_path: Path, capsys) -> None:
+    samples = [make_sample(0), dataclasses.replace(make_sample(1), image=b"\x89PNG cut off"), make_sample(2)]
+    (tmp_path / "flawed").mkdir()
+    entry = write_shard(tmp_path / "flawed" / "tiny-000000.tar", samples)
+    write_index(tmp_path / "flawed", ShardIndex("flawed", [entry]))
+    run = with_features(config, "kept", tmp_path / "run", train=str(tmp_path / "flawed"), validation=None)
+    cache_features(run, name="kept")
+    assert "bad sample 000000000001 in tiny-000000.tar: not an image" in capsys.readouterr().err
+    train(run)
+    assert "bad sample 000000000001 in tiny-000000.tar: no cached tokens" in capsys.readouterr().err
 
 
 def test_the_command_says_how_to_train_with_them(config: RunConfig, tmp_path: Path, capsys) -> None:

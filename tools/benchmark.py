@@ -13,7 +13,7 @@ from suites import SUITES
 from suites.growth import draw
 from suites.measure import run
 
-from excitor_mm.commands.models import shipped_adapter
+from excitor_mm.commands.models import shipped
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="each runs every side once; one more warms up")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark"), help="folder")
     options = parser.parse_args()
-    options.adapter = options.adapter or shipped_adapter()
+    options.adapter = options.adapter or shipped("adapters/coco-small", "--adapter FOLDER")
     if "evaluation" in options.suites and not options.references:
         parser.error("evaluation needs --references")
     for suite in options.suites:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import posixpath
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class Facts:
     """Larger images were left out."""
     dtype: str
     """Precision of the stored tokens."""
+    shard_bytes: int
+    """Size of the tar file, which changes when the shard is packed again."""
 
 
 def feature_file(shard: str, name: str, view: int) -> Path:
@@ -108,7 +110,7 @@ class CachedTokens:
     Args:
         shards: from `list_shards`.
         name: of the folder beside them.
-        wanted: what the run would compute; another seed and precision are accepted.
+        wanted: what the run would compute; another seed and precision are accepted, and each shard has its own size.
 
     Raises:
         ConfigError: the tokens are of other encoders or other crops.
@@ -125,8 +127,10 @@ class CachedTokens:
         }
         if len(self.files) < len(shards):
             raise ConfigError("Two shards have the same file name, which cached tokens are found by: rename one.")
-        for path in (path for paths in self.files.values() for path in paths):
-            _check(path, read_facts(path), wanted)
+        for shard in shards:
+            expected = replace(wanted, shard_bytes=Path(shard).stat().st_size)
+            for path in self.files[posixpath.basename(shard)]:
+                _check(path, read_facts(path), expected)
         self._opened: dict[Path, Any] = {}
 
     def __call__(self, shard: str, key: str, epoch: int) -> list[Tensor]:
@@ -155,7 +159,12 @@ class CachedTokens:
 
 
 def _check(path: Path, found: Facts, wanted: Facts) -> None:
-    for name, meaning in (("vision_fingerprint", "encoders"), ("crop_scale", "crops"), ("flip", "flips")):
+    for name, meaning in (
+        ("vision_fingerprint", "encoders"),
+        ("crop_scale", "crops"),
+        ("flip", "flips"),
+        ("shard_bytes", "shards"),
+    ):
         got, expected = getattr(found, name), getattr(wanted, name)
         if got != expected:
             raise ConfigError(

@@ -37,7 +37,7 @@ def caption(options: Namespace) -> list[Comparison]:
     def batches() -> Iterator[dict]:
         for start in range(0, len(pixels), size):
             group = pixels[start : start + size]
-            yield ours.processor.collate([ours.processor.prompt] * len(group), group)
+            yield ours.processor.collate([ours.processor.caption_ids()] * len(group), group)
 
     def encode() -> None:
         with torch.no_grad():

@@ -25,9 +25,11 @@ def load_other(name: str, ours: ExcitorModel, dtype: str) -> Baseline:
         dtype = str(ours.language.dtype).removeprefix("torch.")
     parts = dataclasses.asdict(config.language) | {"dtype": dtype}
     run = RunConfig(language=LanguageConfig(**parts), vision=config.vision, excitor=config.excitor)
-    run = dataclasses.replace(run, prompt=dataclasses.replace(run.prompt, template=config.template))
+    run = dataclasses.replace(
+        run, prompt=dataclasses.replace(run.prompt, template=config.prompts.templates["caption"])
+    )
     torch.manual_seed(0)
-    return build_baseline(name, run, tuple(config.palette)).eval().to(ours.device)
+    return build_baseline(name, run, config.prompts.palette).eval().to(ours.device)
 
 
 def random_tokens(model: ExcitorModel, batch: int, count: int) -> list[Tensor]:
@@ -42,7 +44,7 @@ def random_tokens(model: ExcitorModel, batch: int, count: int) -> list[Tensor]:
 
 def text(model: ExcitorModel, batch: int, length: int | None = None) -> dict[str, Tensor]:
     """The model's own prompt `batch` times, or the first `length` tokens of it repeated."""
-    ids = model.processor.collate([model.processor.prompt], [None])["input_ids"][0]
+    ids = torch.tensor(model.processor.caption_ids())
     if length is not None:
         ids = ids.repeat(length // len(ids) + 1)[:length]
     ids = ids.expand(batch, -1).contiguous()

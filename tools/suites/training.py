@@ -13,11 +13,11 @@ from baselines import build_baseline
 from torch import Tensor
 
 from excitor_mm.config import RunConfig, from_dict
-from excitor_mm.data.pipeline import IGNORE
+from excitor_mm.data.images import MAX_PIXELS
+from excitor_mm.data.pipeline import IGNORE, Batch, ExampleMaker, collate
 from excitor_mm.data.shards import list_shards, read_shard
 from excitor_mm.model import ExcitorModel
-from excitor_mm.prompts import answer_ids, prompt_ids
-from excitor_mm.train import build_for_training
+from excitor_mm.prepare import build_for_training
 from suites.measure import Comparison, Side
 
 OTHERS = ("llama-adapter", "clipcap", "llava", "lora")
@@ -25,20 +25,22 @@ OTHERS = ("llama-adapter", "clipcap", "llava", "lora")
 
 def train_step(options: Namespace) -> list[Comparison]:
     """The batch's visual tokens are encoded beforehand for all sides but one."""
-    config = from_dict(RunConfig, yaml.safe_load(options.config.read_text(encoding="utf-8")) | _data(options))
+    values = yaml.safe_load(options.config.read_text(encoding="utf-8"))
+    values["data"] |= {"train": options.images, "validation": None}  # the palette comes from the same captions
+    config = from_dict(RunConfig, values)
     torch.manual_seed(0)
     ours = build_for_training(config)
-    whole = read_batch(ours, options.images or config.data.train, options.batch_size)
+    whole = read_batch(ours, options.images, options.batch_size).inputs
     tokens = ours.tower.encode(whole["pixel_values"])
     cached = {**whole, "pixel_values": tokens}
     sides = {"excitor, cached tokens": _step(ours, cached), "excitor with its encoders": _step(ours, whole)}
     for name in OTHERS:
-        other = build_baseline(name, config, ours.config.palette).eval()
+        other = build_baseline(name, config, ours.config.prompts.palette).eval()
         sides[name] = _step(other, cached)
         if name == "lora":
-            half = build_baseline(name, config, ours.config.palette).eval().to(other.language.dtype)
+            half = build_baseline(name, config, ours.config.prompts.palette).eval().to(other.language.dtype)
             sides["lora, in the model's precision"] = _step(half, cached)
-    bare = build_baseline("bare", config, ours.config.palette).eval()
+    bare = build_baseline("bare", config, ours.config.prompts.palette).eval()
     sides["bare, forward and backward to the same depth"] = _bare(bare, cached, len(ours.language.excitors()))
     facts = {
         "batch": options.batch_size,
@@ -51,33 +53,12 @@ def train_step(options: Namespace) -> list[Comparison]:
     return [Comparison("train-step", sides, 1, "step", facts=facts)]
 
 
-def _data(options: Namespace) -> dict[str, Any]:
-    """The palette comes from the same captions as the batch."""
-    return {"data": {"train": options.images}} if options.images else {}
-
-
-def read_batch(model: ExcitorModel, shards: str, count: int) -> dict[str, Any]:
-    """The arguments of `ExcitorModel.forward` for the first `count` samples and their first captions."""
-    tokenizer, prompt = model.processor.tokenizer, model.processor.prompt
-    before = prompt_ids(tokenizer, prompt)
-    samples = (
-        s for shard in list_shards(shards) for s in read_shard(shard, lambda _: None) if s.captions and s.image
-    )
-    chosen = list(islice(samples, count))
-    rows = [answer_ids(tokenizer, prompt, sample.captions[0]) for sample in chosen]
-    length = max(map(len, rows))
-    ids = torch.tensor([before + row + [tokenizer.pad_token_id] * (length - len(row)) for row in rows])
-    lengths = torch.tensor([len(before) + len(row) for row in rows])
-    places = torch.arange(ids.shape[1])
-    mask = places < lengths[:, None]
-    pixels = [model.processor.pixels(sample.image) for sample in chosen if sample.image]
-    return {
-        "input_ids": ids,
-        "attention_mask": mask.long(),
-        "labels": ids.masked_fill(~mask | (places < len(before)), IGNORE),
-        "pixel_values": [torch.stack(group) for group in zip(*pixels, strict=True)],
-        "image_mask": torch.ones(len(chosen), dtype=torch.bool),
-    }
+def read_batch(model: ExcitorModel, shards: str, count: int) -> Batch:
+    """The first `count` samples with their first captions."""
+    tokenizer, form = model.processor.tokenizer, model.task_format("caption")
+    maker = ExampleMaker(tokenizer, form, model.tower.transform(), 0, MAX_PIXELS, draw=False)
+    samples = (sample for shard in list_shards(shards) for sample in read_shard(shard, lambda _: None))
+    return collate([maker(sample, 0) for sample in islice(samples, count)], tokenizer.pad_token_id)
 
 
 def _step(model: ExcitorModel, batch: Mapping[str, Any]) -> Side:
