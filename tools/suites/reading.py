@@ -16,7 +16,7 @@ from PIL import Image
 from excitor_mm.data.images import load_image
 from excitor_mm.data.samples import Sample
 from excitor_mm.data.shards import list_shards, read_shard
-from excitor_mm.data.stream import TrainingStream, read_stream
+from excitor_mm.data.stream import TrainingStream, training_steps
 from excitor_mm.vision.preprocess import Preprocessing
 from suites.measure import Comparison, Side
 
@@ -32,10 +32,10 @@ def reader(options: Namespace) -> list[Comparison]:
 
     def ours(enough: int | None) -> Side:
         transform = partial(_prepare, PREPROCESSING.transform(), enough)
-        stream = TrainingStream(shards, transform, list, batch_size=options.batch_size, seed=0)
+        stream = TrainingStream(shards, transform, batch_size=options.batch_size, seed=0)
 
         def side() -> float:
-            items = read_stream(stream, WORKERS)
+            items = training_steps(stream, WORKERS)
             next(items)  # the processes have started
             batches = max(1, len(images) // options.batch_size)
             started = time.perf_counter()
