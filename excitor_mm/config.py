@@ -261,9 +261,7 @@ class RunConfig:
         return found
 
     def _sources(self, given: str | list[SourceConfig] | None) -> list[SourceConfig]:
-        if isinstance(given, str):
-            return [SourceConfig(given, self.data.task)]
-        return given or []
+        return [SourceConfig(given, self.data.task)] if isinstance(given, str) else given or []
 
 
 @dataclass(frozen=True)
