@@ -47,11 +47,11 @@ def write_coco(
     Raises:
         DataError: one sentence for each reason to reject it.
     """
-    _check_algorithm(algorithm)
+    check_algorithm(algorithm)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for split, predictions, images in (("val2014", val, val_images), ("test2014", test, test_images)):
-            captions = _filled(read_predictions(predictions), _ids(images, "images", "id"), fill_missing)
+            captions = _filled(read_predictions(predictions), official_ids(images, "images", "id"), fill_missing)
             rows = [{"image_id": i, "caption": text} for i, text in captions.items()]
             name = f"captions_{split}_{algorithm}_results.json"
             archive.writestr(zipfile.ZipInfo(name), json.dumps(rows))
@@ -90,7 +90,7 @@ def _coco_problems(content: bytes, val_images: Path, test_images: Path) -> list[
         if len(found[split]) != 1:
             problems.append(f"The zip holds {len(found[split])} files for {split}, expected one.")
         for _, data in found[split]:
-            problems += _row_problems(data, split, "image_id", "caption", _ids(images, "images", "id"))
+            problems += _row_problems(data, split, "image_id", "caption", official_ids(images, "images", "id"))
     return problems
 
 
@@ -107,9 +107,9 @@ def write_vqa(predictions: Path, questions: Path, algorithm: str, output: Path, 
     Raises:
         DataError: one sentence for each reason to reject it.
     """
-    _check_algorithm(algorithm)
+    check_algorithm(algorithm)
     split = read_json(questions).get("data_subtype")
-    answers = _filled(read_answers(predictions), _ids(questions, "questions", "question_id"), fill_missing)
+    answers = _filled(read_answers(predictions), official_ids(questions, "questions", "question_id"), fill_missing)
     rows = [{"question_id": i, "answer": normalize(text)} for i, text in answers.items()]
     text = json.dumps(rows)
     path = output / f"v2_OpenEnded_mscoco_{split}_{algorithm}_results.json"
@@ -130,15 +130,15 @@ def _vqa_problems(name: str, content: bytes, questions: Path) -> list[str]:
         problems.append(f"The file is called {name!r}, expected v2_OpenEnded_mscoco_<split>_<alg>_results.json.")
     elif match[1] != read_json(questions).get("data_subtype"):
         problems.append(f"The file's name says {match[1]}, but {questions.name} is another split.")
-    ids = _ids(questions, "questions", "question_id")
+    ids = official_ids(questions, "questions", "question_id")
     return problems + _row_problems(content, "the file", "question_id", "answer", ids)
 
 
 def write_vizwiz(predictions: Path, questions: Path, output: Path, fill_missing: bool = False) -> Path:
     """The results file for VizWiz, with normalised answers; arguments as in `write_vqa`."""
-    answers = _filled(read_answers(predictions), _ids(questions, "", "image"), fill_missing)
+    answers = _filled(read_answers(predictions), official_ids(questions, "", "image"), fill_missing)
     text = json.dumps([{"image": i, "answer": normalize(text)} for i, text in answers.items()])
-    _refuse(_row_problems(text.encode(), "the file", "image", "answer", _ids(questions, "", "image")))
+    _refuse(_row_problems(text.encode(), "the file", "image", "answer", official_ids(questions, "", "image")))
     path = output / "vizwiz_results.json"
     write_text(path, text)
     return path
@@ -146,10 +146,10 @@ def write_vizwiz(predictions: Path, questions: Path, output: Path, fill_missing:
 
 def check_vizwiz(path: Path, questions: Path) -> list[str]:
     """Every reason to reject a file for VizWiz, a sentence each."""
-    return _row_problems(_read_bytes(path), "the file", "image", "answer", _ids(questions, "", "image"))
+    return _row_problems(_read_bytes(path), "the file", "image", "answer", official_ids(questions, "", "image"))
 
 
-def _ids(path: Path, table: str, key: str) -> list[Id]:
+def official_ids(path: Path, table: str, key: str) -> list[Id]:
     """The ids of an official file: of the list `table` in it, or of the list that it is."""
     value = read_json(path)
     rows = value.get(table) if table and isinstance(value, dict) else value
@@ -196,7 +196,8 @@ def _algorithm_problems(algorithm: str, name: str) -> list[str]:
     return [] if algorithm else [f"The method's name in {name!r} is empty; the server's scorer crashes on it."]
 
 
-def _check_algorithm(algorithm: str) -> None:
+def check_algorithm(algorithm: str) -> None:
+    """Refuse a name that a server or a file system could misread."""
     if not ALGORITHM.fullmatch(algorithm):
         raise ConfigError(f"--algorithm is {algorithm!r}, expected letters, digits, points and hyphens.")
 

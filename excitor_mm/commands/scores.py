@@ -1,15 +1,13 @@
-"""evaluate, compare, benchmark and submit."""
+"""evaluate, compare and benchmark."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from excitor_mm.commands.models import predict_options, run_predict
-from excitor_mm.console import log
 from excitor_mm.errors import ConfigError
 from excitor_mm.options import Command
 
@@ -169,9 +167,9 @@ def _benchmark(options: Namespace) -> int:
         raise ConfigError(
             "--algorithm asks for a submission: give --test-shards, --val-images and --test-images, too."
         )
-    predictions = options.output / "predictions.jsonl"
+    _check_benchmark(options)
+    predictions, test_predictions = options.output / "predictions.jsonl", options.output / "test_predictions.jsonl"
     run_predict(options, predictions)
-    test_predictions = options.output / "test_predictions.jsonl"
     if options.algorithm is not None:
         run_predict(Namespace({**vars(options), "shards": options.test_shards}), test_predictions)
 
@@ -193,93 +191,24 @@ def _benchmark(options: Namespace) -> int:
     if options.algorithm is not None:
         from excitor_mm.submit import write_coco
 
-        print(
-            write_coco(
-                predictions,
-                test_predictions,
-                options.val_images,
-                options.test_images,
-                options.algorithm,
-                options.output,
-            )
-        )
+        images = options.val_images, options.test_images
+        print(write_coco(predictions, test_predictions, *images, options.algorithm, options.output))
     return status
 
 
-def _submit_coco_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--val", type=Path | None, default=None, help="predictions for val2014")
-    parser.add_argument("--test", type=Path | None, default=None, help="predictions for test2014")
-    parser.add_argument("--val-images", type=Path, required=True, help="captions_val2014.json")
-    parser.add_argument("--test-images", type=Path, required=True, help="image_info_test2014.json")
-    _writing_options(parser)
+def _check_benchmark(options: Namespace) -> None:
+    """Fail on what would fail after hours of captioning."""
+    from excitor_mm.metrics.java import find_java
+    from excitor_mm.references import read_references
+    from excitor_mm.submit import check_algorithm, official_ids
 
-
-def _writing_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--algorithm", type=str | None, default=None, help="name of the method, in the file's name")
-    parser.add_argument("--output", type=Path | None, default=None, help="folder for the file")
-    parser.add_argument("--fill-missing", action="store_true", help="an empty text where there is no prediction")
-    parser.add_argument("--validate", type=Path | None, default=None, help="check this file and write none")
-
-
-def _submit(
-    options: Namespace, needed: tuple[str, ...], check: Callable[[], list[str]], write: Callable[[], Path]
-) -> int:
-    """Check --validate, or write to --output."""
-    if options.validate is not None:
-        problems = check()
-        for problem in problems:
-            log(f"excitor-mm: {problem}")
-        if not problems:
-            print(f"{options.validate} would be accepted")
-        return 1 if problems else 0
-    if missing := [name for name in (*needed, "output") if options[name] is None]:
-        raise ConfigError(f"--{missing[0]} is not given: it is needed to write a file; --validate FILE checks one.")
-    print(write())
-    return 0
-
-
-def _submit_coco(options: Namespace) -> int:
-    from excitor_mm.submit import check_coco, write_coco
-
-    images = options.val_images, options.test_images
-    return _submit(
-        options,
-        ("val", "test", "algorithm"),
-        lambda: check_coco(options.validate, *images),
-        lambda: write_coco(
-            options.val, options.test, *images, options.algorithm, options.output, options.fill_missing
-        ),
-    )
-
-
-def _answers_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--predictions", type=Path | None, default=None, help="predictions.jsonl or a results list")
-    parser.add_argument("--questions", type=Path, required=True, help="the official questions file")
-    _writing_options(parser)
-
-
-def _submit_vqa(options: Namespace) -> int:
-    from excitor_mm.submit import check_vqa, write_vqa
-
-    return _submit(
-        options,
-        ("predictions", "algorithm"),
-        lambda: check_vqa(options.validate, options.questions),
-        lambda: write_vqa(
-            options.predictions, options.questions, options.algorithm, options.output, options.fill_missing
-        ),
-    )
-
-
-def _submit_vizwiz(options: Namespace) -> int:
-    from excitor_mm.submit import check_vizwiz, write_vizwiz
-
-    return _submit(
-        options,
-        ("predictions",),
-        lambda: check_vizwiz(options.validate, options.questions),
-        lambda: write_vizwiz(options.predictions, options.questions, options.output, options.fill_missing),
-    )
+    find_java()
+    if options.references is not None:
+        read_references(options.references, options.split, options.ids)
+    if options.algorithm is not None:
+        check_algorithm(options.algorithm)
+        for path in (options.val_images, options.test_images):
+            official_ids(path, "images", "id")
 
 
 COMMANDS = (
@@ -288,7 +217,4 @@ COMMANDS = (
     Command("evaluate scienceqa", "ScienceQA's table.", _evaluate_scienceqa_options, _evaluate_scienceqa),
     Command("compare", "Several reports, and published claims, in one table.", _compare_options, _compare),
     Command("benchmark", "Predict, evaluate, write the report and the submission.", _benchmark_options, _benchmark),
-    Command("submit coco", "The zip for the COCO captions server.", _submit_coco_options, _submit_coco),
-    Command("submit vqa", "The results file for VQAv2 on EvalAI.", _answers_options, _submit_vqa),
-    Command("submit vizwiz", "The results file for VizWiz.", _answers_options, _submit_vizwiz),
 )

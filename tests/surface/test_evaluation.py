@@ -186,7 +186,9 @@ def java_children(parent: int) -> list[int]:
     return found
 
 
-def test_benchmark_from_shards_to_submission(run_config: RunConfig, tmp_path: Path, capsys) -> None:
+def test_benchmark_from_shards_to_submission(
+    run_config: RunConfig, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
     adapter, shards = train(run_config), run_config.data.train
     images = tmp_path / "images.json"
     images.write_text(json.dumps({"images": [{"id": i} for i in range(8)]}))
@@ -195,6 +197,18 @@ def test_benchmark_from_shards_to_submission(run_config: RunConfig, tmp_path: Pa
     assert main([*command, "--algorithm", "ours"]) == 2
     assert "--test-shards" in capsys.readouterr().err
     lists = ["--test-shards", shards, "--val-images", str(images), "--test-images", str(images)]
+    with monkeypatch.context() as patch:
+        patch.setattr("excitor_mm.metrics.java._candidate", lambda: None)
+        assert main(command) == 2
+    assert "No Java" in capsys.readouterr().err
+    for late, sentence in (
+        (["--algorithm", "a/b", *lists], "expected letters"),
+        (["--algorithm", "ours", *lists[:-1], str(adapter / "excitor_config.json")], "official file"),
+        (["--references", str(tmp_path / "none.json")], "does not exist"),
+    ):
+        assert main([*command, *late]) == 2
+        assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()  # all of this is found before hours of captioning
     assert main([*command, "--algorithm", "ours", *lists]) in (
         0,
         1,
