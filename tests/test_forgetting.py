@@ -17,13 +17,11 @@ from excitor_mm.data.mmlu import read_mmlu
 from excitor_mm.errors import DataError
 from excitor_mm.likelihood import score_next_token, score_text
 from excitor_mm.model import ExcitorModel, build_model
-from tests.conftest import jpeg
+from tests.conftest import COLOURS, jpeg
 
 ORIGINAL = '"Is ""red, green"" a pair?",yes,no,perhaps,never,A\nWhat is red?,blood,grass,snow,night,A\n'
 HEADER = "question,choice0,choice1,choice2,choice3,answer\n"
-TEXT = "\n\n".join(
-    f"A picture of a {c} square in {c}, and below it a white one." for c in ("red", "blue", "gray") * 4
-)
+TEXT = "\n\n".join(f"A picture of a {c} square in {c}, and below it there is another in white." for c in COLOURS)
 
 
 def write_mmlu(folder: Path, questions: int = 4) -> Path:
