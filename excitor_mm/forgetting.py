@@ -1,8 +1,8 @@
 """Did training damage the language model? Base against tuned on text, in one run, question by question.
 
-    <output>/mmlu.jsonl        one row a question: the letters that base and tuned choose, and their log-probabilities
-    <output>/mmlu.meta.json    the settings of these rows; an interrupted run goes on where it stopped
-    <output>/report.json       scores x100 with 95 % intervals, for `excitor-mm compare`
+    <output>/mmlu.jsonl     one row a question: the letters that base and tuned choose, and their log-probabilities
+    <output>/settings.json  of these rows; an interrupted run goes on where it stopped
+    <output>/report.json    scores x100 with 95 % intervals, for `excitor-mm compare`
 
 Both are measured on the same questions and the same tokens, so every difference is a paired one: its interval comes
 from resampling questions (or blocks of text) and looking at base and tuned together.
@@ -29,7 +29,7 @@ from excitor_mm.model import ExcitorModel
 from excitor_mm.references import Id
 
 ROWS = "mmlu.jsonl"
-META = "mmlu.meta.json"
+SETTINGS = "settings.json"
 START, CONTINUATION = 24, 24
 """Tokens of a paragraph that are given, and tokens written greedily after them."""
 
@@ -118,13 +118,13 @@ def _read_text(path: Path) -> str:
 
 def _resume(output: Path, settings: dict[str, Any], overwrite: bool) -> list[dict[str, Any]]:
     """The rows of an interrupted run with the same settings."""
-    meta, path = output / META, output / ROWS
+    noted, path = output / SETTINGS, output / ROWS
     if path.exists() and not overwrite:
-        if not meta.exists() or read_json(meta) != settings:
+        if not noted.exists() or read_json(noted) != settings:
             raise DataError(f"{path} holds answers of other settings: add --overwrite or change --output.")
         return read_rows(path) if path.stat().st_size else []
     path.unlink(missing_ok=True)
-    write_json(meta, settings)
+    write_json(noted, settings)
     return []
 
 
