@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check setup harnesses
+.PHONY: demo test check setup docs harnesses
 
 setup: $(VENV)/.ready
 
@@ -27,6 +27,10 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_layers.py
+
+# The documentation, into site/.
+docs: setup
+	$(BIN)/mkdocs build --strict
 
 # Evaluation harnesses bring hundreds of packages, so each gets an environment of its own.
 harnesses:
