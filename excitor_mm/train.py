@@ -144,7 +144,7 @@ def _run(config: RunConfig, model: ExcitorModel, accelerator: Accelerator, outpu
 def frozen_checksums(model: ExcitorModel) -> dict[str, int]:
     """Sum of the bytes of every frozen tensor, as far as this process holds it; proof that training left it alone."""
     return {
-        name: int(local(p.detach()).contiguous().view(torch.uint8).sum(dtype=torch.int64))
+        name: int(local(p.detach()).contiguous().flatten().view(torch.uint8).sum(dtype=torch.int64))
         for name, p in model.named_parameters()
         if not p.requires_grad
     }

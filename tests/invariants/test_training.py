@@ -25,7 +25,7 @@ from excitor_mm.errors import ConfigError, DataError
 from excitor_mm.model import ExcitorModel
 from excitor_mm.prepare import build_for_training
 from excitor_mm.step import make_scaler, train_step
-from excitor_mm.train import make_optimizer, set_learning_rate, train
+from excitor_mm.train import frozen_checksums, make_optimizer, set_learning_rate, train
 from tests.conftest import jpeg, make_sample, make_shards
 
 
@@ -63,6 +63,16 @@ def test_every_trainable_moves_and_nothing_else(run_config: RunConfig) -> None:
     assert moved == {name for name, p in model.named_parameters() if p.requires_grad}
     buffers = dict(build_for_training(run_config).named_buffers())
     assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
+
+
+def test_checksums_see_every_change_of_a_frozen_tensor(run_config: RunConfig) -> None:
+    """CNNs lie in channels-last order, where a 1 x 1 filter has no inner dimension of stride one."""
+    cnn = dataclasses.replace(run_config.vision[0], model="test_efficientnet", weights=None)
+    model = build_for_training(dataclasses.replace(run_config, vision=[cnn]))
+    before = frozen_checksums(model)
+    name, parameter = next((n, p) for n, p in model.named_parameters() if p.dim() == 4 and p.shape[-1] == 1)
+    parameter.view(-1)[0] += 1
+    assert {key for key, value in frozen_checksums(model).items() if value != before[key]} == {name}
 
 
 def test_closed_gate_still_learns(run_config: RunConfig) -> None:
