@@ -51,7 +51,7 @@ class _Clock(StoppingCriteria):
 
 def decode(options: Namespace) -> list[Comparison]:
     """Steps of greedy decoding: from the first new token to the last."""
-    models = _models(options, "llama-adapter", "llava", "bare")
+    models = _models(options, "llama-adapter", "bare")
     steps = options.new_tokens - 1
     comparisons = []
     for batch in DECODE_BATCHES:
