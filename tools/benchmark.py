@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument(
         "--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="see excitor-mm caption"
     )
+    parser.add_argument("--sides", nargs="+", help="of train-step, prefill, decode and generate; all unless given")
     parser.add_argument("--rounds", type=int, default=5, help="each runs every side once; one more warms up")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark"), help="folder")
     options = parser.parse_args()

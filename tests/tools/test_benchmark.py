@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from excitor_mm.config import RunConfig
 from excitor_mm.prepare import build_for_training
@@ -18,7 +19,7 @@ from excitor_mm.prepare import build_for_training
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 from suites import SUITES  # noqa: E402 - lies beside the tools
-from suites.growth import GRID, _topmost  # noqa: E402
+from suites.growth import GRID, _topmost, draw  # noqa: E402
 from suites.measure import Comparison, alternate, as_markdown, run  # noqa: E402
 
 
@@ -51,6 +52,7 @@ def options(run_config: RunConfig, tmp_path: Path) -> Namespace:
         image_tokens=9,
         new_tokens=3,
         dtype="auto",
+        sides=None,
     )
 
 
@@ -76,3 +78,14 @@ def test_fewer_excited_layers_are_only_borrowed(run_config: RunConfig) -> None:
             assert not torch.equal(model.language(inputs["input_ids"]).logits, whole)
         assert torch.equal(model.language(inputs["input_ids"]).logits, whole)
     assert "excitor layers" in GRID
+
+
+def test_curves_are_drawn_from_the_written_figures(tmp_path: Path) -> None:
+    rows = [
+        {"title": f"growth of {what}", "facts": {what: value}, "costs": {"excitor": [value / 1e3], "bare": [0.1]}}
+        for what, values in GRID.items()
+        for value in values
+    ]
+    (tmp_path / "growth.json").write_text(json.dumps({"comparisons": rows}))
+    draw(tmp_path / "growth.json", tmp_path / "growth.png")
+    assert Image.open(tmp_path / "growth.png").width > 1000

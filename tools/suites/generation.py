@@ -13,8 +13,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from excitor_mm.config import DecodingConfig
 from excitor_mm.model import ExcitorModel
-from suites.measure import Comparison
-from suites.models import load_other, load_ours, random_tokens, text
+from suites.measure import Comparison, finish
+from suites.models import chosen, load_other, load_ours, random_tokens, text
 
 DECODE_BATCHES = (1, 32)
 
@@ -24,6 +24,7 @@ def seconds(model: ExcitorModel, words: dict[str, Tensor], tokens: list[Tensor],
     decoding = DecodingConfig(beams=1, max_new_tokens=new, min_new_tokens=new)
     started = time.perf_counter()
     model.generate(**words, pixel_values=tokens, decoding=decoding, **more)
+    finish()
     return time.perf_counter() - started
 
 
@@ -45,6 +46,7 @@ class _Clock(StoppingCriteria):
         self.times: list[float] = []
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        finish()
         self.times.append(time.perf_counter())
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
@@ -81,7 +83,7 @@ def generate(options: Namespace) -> list[Comparison]:
 
 def _models(options: Namespace, *others: str) -> dict[str, ExcitorModel]:
     ours = load_ours(options.adapter, options.dtype)
-    return {"excitor": ours} | {name: load_other(name, ours, options.dtype) for name in others}
+    return {"excitor": ours} | {name: load_other(name, ours, options.dtype) for name in chosen(options, *others)}
 
 
 def _facts(options: Namespace, batch: int, words: dict[str, Tensor]) -> dict[str, object]:

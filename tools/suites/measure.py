@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from excitor_mm.console import log
 from excitor_mm.files import write_json, write_text
 
@@ -49,11 +51,18 @@ def alternate(comparison: Comparison, rounds: int) -> dict[str, list[float]]:
             started = time.perf_counter()
             with contextlib.redirect_stdout(io.StringIO()):
                 value = side()
+                finish()
             value = time.perf_counter() - started if value is None else value
             log(f"{comparison.title}: round {number} of {rounds}, {name}: {_shown(comparison, value):.1f}")
             if number:
                 found[name].append(value / comparison.work)
     return found
+
+
+def finish() -> None:
+    """Wait for what a GPU still has to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _shown(comparison: Comparison, value: float) -> float:
@@ -78,8 +87,6 @@ def as_markdown(comparison: Comparison, found: Mapping[str, list[float]]) -> str
 
 def machine() -> dict[str, Any]:
     """Where and when: what every figure must be read with."""
-    import torch
-
     cpu = platform.machine()
     with contextlib.suppress(OSError):
         names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]

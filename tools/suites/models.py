@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from argparse import Namespace
 from pathlib import Path
 
 import torch
@@ -11,6 +12,11 @@ from torch import Tensor
 
 from excitor_mm.config import LanguageConfig, RunConfig
 from excitor_mm.model import ExcitorModel
+
+
+def chosen(options: Namespace, *names: str) -> list[str]:
+    """Those that `--sides` names, without it all; "bare" always, because others are divided by it."""
+    return [name for name in names if not options.sides or name in (*options.sides, "bare")]
 
 
 def load_ours(adapter: Path, dtype: str) -> ExcitorModel:

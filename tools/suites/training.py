@@ -16,9 +16,11 @@ from excitor_mm.config import RunConfig, from_dict
 from excitor_mm.data.images import MAX_PIXELS
 from excitor_mm.data.pipeline import IGNORE, Batch, ExampleMaker, collate
 from excitor_mm.data.shards import list_shards, read_shard
+from excitor_mm.language import choose_device
 from excitor_mm.model import ExcitorModel
 from excitor_mm.prepare import build_for_training
 from suites.measure import Comparison, Side
+from suites.models import chosen
 
 OTHERS = ("llama-adapter", "clipcap", "llava", "lora")
 
@@ -29,28 +31,40 @@ def train_step(options: Namespace) -> list[Comparison]:
     values["data"] |= {"train": options.images, "validation": None}  # the palette comes from the same captions
     config = from_dict(RunConfig, values)
     torch.manual_seed(0)
-    ours = build_for_training(config)
+    place = choose_device("auto")
+    ours = build_for_training(config).to(place)
     whole = read_batch(ours, options.images, options.batch_size).inputs
-    tokens = ours.tower.encode(whole["pixel_values"])
+    tokens = ours.tower.encode([pixels.to(place) for pixels in whole["pixel_values"]])
     cached = {**whole, "pixel_values": tokens}
     sides = {"excitor, cached tokens": _step(ours, cached), "excitor with its encoders": _step(ours, whole)}
-    for name in OTHERS:
-        other = build_baseline(name, config, ours.config.prompts.palette).eval()
+    for name in chosen(options, *OTHERS):
+        other = build_baseline(name, config, ours.config.prompts.palette).eval().to(place)
         sides[name] = _step(other, cached)
         if name == "lora":
-            half = build_baseline(name, config, ours.config.prompts.palette).eval().to(other.language.dtype)
+            half = build_baseline(name, config, ours.config.prompts.palette).eval().to(place, other.language.dtype)
             sides["lora, in the model's precision"] = _step(half, cached)
-    bare = build_baseline("bare", config, ours.config.prompts.palette).eval()
+    bare = build_baseline("bare", config, ours.config.prompts.palette).eval().to(place)
     sides["bare, forward and backward to the same depth"] = _bare(bare, cached, len(ours.language.excitors()))
     facts = {
         "batch": options.batch_size,
         "tokens": whole["labels"].numel(),
         "of them answer": int((whole["labels"] != IGNORE).sum()),
         "image tokens": sum(part.shape[1] for part in tokens),
+        "TFLOP": round(flops(ours, whole["labels"].numel()) / 1e12, 3),
         "dtype": config.language.dtype,
         "trainables": f"{sum(p.numel() for p in ours.trainables().values()):,}",
     }
     return [Comparison("train-step", sides, 1, "step", facts=facts)]
+
+
+def flops(model: ExcitorModel, tokens: int) -> float:
+    """Of the frozen layers' products: 2 a weight and token forward, and as many backward through excited layers.
+
+    Attention scores, the head on the few labelled tokens and the blocks themselves are left out.
+    """
+    layers = model.language.model.layers
+    each = sum(p.numel() for p in layers[0].parameters() if not p.requires_grad and p.ndim == 2)
+    return 2.0 * each * tokens * (len(layers) + len(model.language.excitors()))
 
 
 def read_batch(model: ExcitorModel, shards: str, count: int) -> Batch:
