@@ -3,7 +3,7 @@
 Unless told otherwise the sizes are those of LLaMA-7B and CLIP ViT-L/14 at 336 px (13 GiB on disk):
 
     python tools/random_parts.py --output runs/7b
-    python tools/benchmark.py generate decode --adapter runs/7b/adapter --image-tokens 577 --batch-size 64 --sides llava
+    python tools/benchmark.py generate decode --adapter runs/7b/adapter --image-tokens 577 --sides llava
     python tools/benchmark.py train-step --config runs/7b/run.yaml --batch-size 16 --sides lora llava
 """
 
