@@ -192,8 +192,12 @@ class RunState:
     def note(self, accelerator: Accelerator, facts: Mapping[str, float | list[float]]) -> None:
         """One line of metrics.jsonl, and the trackers; lists are for the file alone."""
         if accelerator.is_main_process:
-            with (self.output / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": self.step, **facts}) + "\n")
+            path = self.output / "metrics.jsonl"
+            try:
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": self.step, **facts}) + "\n")
+            except OSError as error:
+                raise DataError(f"{path} cannot be written ({error.strerror}): free some space.") from error
             accelerator.log({k: v for k, v in facts.items() if not isinstance(v, list)}, step=self.step)
 
     def judge(self, score: float) -> bool:

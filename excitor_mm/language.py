@@ -39,7 +39,7 @@ def load_language(
         bits = {"load_in_8bit": True} if config.quantization == "8bit" else {"load_in_4bit": True}
         options |= {"quantization_config": BitsAndBytesConfig(**bits), "device_map": "auto"}
     with _explained(path):
-        kind = AutoConfig.from_pretrained(path)
+        kind = AutoConfig.from_pretrained(path, trust_remote_code=False)
         if kind.model_type != "llama":
             raise ConfigError(
                 f"The language model {path} is a {kind.model_type}, expected a llama: choose LLaMA 1, 2, 3, "

@@ -55,7 +55,10 @@ def _load_without_aliases(text: str) -> Any:
     """YAML in which nothing is said by reference: nine lines of aliases can stand for more than any memory holds."""
     if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
         raise yaml.YAMLError("aliases (*name) are not read: write the value out")
-    return _load_yaml(text)
+    try:
+        return _load_yaml(text)
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets in brackets
+        raise yaml.YAMLError(str(error)) from error
 
 
 _load_yaml = get_loader("yaml")

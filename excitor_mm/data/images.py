@@ -12,6 +12,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from excitor_mm.data.samples import BadSample
 
 MAX_PIXELS = 100_000_000
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM")
+"""Of all that Pillow opens; to some others it answers by starting a program."""
 
 
 class BadImage(BadSample):
@@ -40,7 +42,8 @@ def load_image(source: bytes | str | Path, max_pixels: int = MAX_PIXELS, enough:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
-            image = Image.open(data)
+            Image.init()  # or Pillow knows only half of them by name
+            image = Image.open(data, formats=FORMATS)
             if image.width * image.height > max_pixels:
                 raise BadImage(
                     "too large",

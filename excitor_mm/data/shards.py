@@ -7,6 +7,7 @@ silence. Only plain files inside a tar are ever read, into memory; nothing is ex
 
 from __future__ import annotations
 
+import os
 import posixpath
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,14 @@ from excitor_mm.data.samples import BadSample, Sample, parse_sample
 from excitor_mm.errors import DataError
 
 MAX_MEMBER_BYTES = 256 * 2**20
+MAX_HEADER_BYTES = 2**20
+_LONG_HEADERS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 
 
 @dataclass(frozen=True)
@@ -125,10 +134,15 @@ def read_shard(url: str, on_bad: Callable[[BadRecord], None]) -> Iterator[Sample
             on_bad(BadRecord(shard, key, error.reason))
 
     with _open(url) as file:
+        size = os.fstat(file.fileno()).st_size
         try:
             with tarfile.open(fileobj=file, mode="r|", tarinfo=_StrictTarInfo) as tar:
                 for member in tar:
                     tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all headers
+                    if member.offset_data + member.size > size:
+                        raise tarfile.ReadError(
+                            "the tar file ends inside a member"
+                        )  # before it is skipped, block by block
                     if member.isdir():
                         continue
                     folder, name = posixpath.split(member.name)
@@ -148,15 +162,19 @@ def read_shard(url: str, on_bad: Callable[[BadRecord], None]) -> Iterator[Sample
                         content = tar.extractfile(member)
                         assert content is not None
                         fields[extension] = content.read()
-                        if len(fields[extension]) < member.size:
-                            raise tarfile.ReadError("the tar file ends inside a member")
             yield from finish()
         except (tarfile.TarError, EOFError, OSError):
             on_bad(BadRecord(shard, key, "truncated or corrupt tar"))
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """tarfile takes a damaged header in the middle for the end of the archive; only a zero block is one."""
+    """tarfile takes a damaged header in the middle for the end of the archive; only a zero block is one. And it reads
+    headers that go on in a member of their own, such as long names, whatever their length."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _LONG_HEADERS and self.size > MAX_HEADER_BYTES:
+            raise tarfile.InvalidHeaderError("a header of many megabytes")  # type: ignore[attr-defined]
+        return super()._proc_member(tar)  # type: ignore[misc]
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:  # type: ignore[override]
