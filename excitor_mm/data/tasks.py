@@ -95,6 +95,8 @@ TASKS: dict[str, Callable[[Sample, str], list[Conversation]]] = {
 }
 IMAGE_TASKS = ("caption", "vqa")
 """Tasks about nothing but an image."""
+ASKING_TASKS = ("instructions", "vqa")
+"""Tasks that take any question, the one that takes conversations first."""
 SHORT_TASKS = ("caption", "vqa")
 """Tasks whose answers are one line."""
 

@@ -11,9 +11,11 @@ from transformers.image_utils import load_image
 
 from excitor_mm.adapter import find_adapter, load_config
 from excitor_mm.data.pipeline import TaskFormat
+from excitor_mm.data.tasks import ASKING_TASKS
 from excitor_mm.errors import DataError
 from excitor_mm.language import load_tokenizer
 from excitor_mm.processor import Processor
+from excitor_mm.prompts import Turn, prompt_ids
 from excitor_mm.vision.tower import load_tower
 
 
@@ -22,10 +24,12 @@ class ExcitorProcessor(ProcessorMixin):
 
     Attributes:
         processor: the one that does the work.
+        tasks: what the adapter was trained for.
         tokenizer: of the language model.
     """
 
-    def __init__(self, processor: Processor) -> None:
+    def __init__(self, processor: Processor, tasks: Sequence[str]) -> None:
+        self.tasks = tuple(tasks)
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.chat_template = None  # conversations are rendered as in training, see `apply_chat_template`
 
@@ -51,7 +55,7 @@ class ExcitorProcessor(ProcessorMixin):
         def task_format(task: str) -> TaskFormat:
             return TaskFormat.of(config.prompts, task, tokenizer.model_max_length)
 
-        return cls(Processor(tokenizer, load_tower(config.vision), task_format))
+        return cls(Processor(tokenizer, load_tower(config.vision), task_format), tuple(config.prompts.templates))
 
     def save_pretrained(self, save_directory: str | Path, **others: Any) -> None:  # type: ignore[override]
         """Nothing: an adapter folder names the frozen parts that a processor is read from."""
@@ -76,6 +80,8 @@ class ExcitorProcessor(ProcessorMixin):
     ) -> Any:
         """The prompt of a conversation, or of several, in the words of the adapter's training.
 
+        Without a question it asks for a caption. An adapter that only writes captions takes the last text as it is.
+
         Args:
             conversation: messages with `role` and `content`, as in transformers; at most one image.
             tokenize: return what `generate` takes instead of the text.
@@ -83,10 +89,20 @@ class ExcitorProcessor(ProcessorMixin):
         """
         is_one = isinstance(conversation[0], Mapping)
         found = [_read_messages(messages) for messages in ([conversation] if is_one else conversation)]
-        texts = [text or self.processor.prompt for text, _ in found]
+        ids = [self._prompt_ids(turns, system) for turns, system, _ in found]
         if tokenize:
-            return self(images=[image for _, image in found], text=texts)
+            pixels = [None if image is None else self.processor.pixels(image) for _, _, image in found]
+            return BatchFeature(self.processor.collate(ids, pixels))
+        texts = [self.tokenizer.decode(row) for row in ids]
         return texts[0] if is_one else texts
+
+    def _prompt_ids(self, turns: tuple[Turn, ...], system: str) -> list[int]:
+        task = next((task for task in ASKING_TASKS if task in self.tasks), None)
+        if len(turns) == 1 and not turns[0].question:
+            return self.processor.caption_ids()
+        if task is None:
+            return prompt_ids(self.tokenizer, turns[-1].question)
+        return self.processor.task_format(task).render(self.tokenizer, turns, system).ids
 
 
 def _one_each(images: Any) -> Any:
@@ -99,10 +115,10 @@ def _one_each(images: Any) -> Any:
     return flat
 
 
-def _read_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[str, Any]:
-    """Text of the last message of the user, and the image of the conversation."""
+def _read_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[tuple[Turn, ...], str, Any]:
+    """Turns with an open question at the end, the system's text, and the image."""
     images: list[Any] = []
-    text = ""
+    texts: dict[str, list[str]] = {"system": [], "user": [], "assistant": []}
     for message in messages:
         content = message["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
@@ -112,6 +128,10 @@ def _read_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[str, Any]:
             for key in ("image", "url", "path", "base64")
             if part["type"] == "image" and key in part
         ]
-        if message["role"] == "user":
-            text = " ".join(part["text"] for part in parts if part["type"] == "text")
-    return text, _one_each([[load_image(image) for image in images]])[0] if images else None
+        texts[message["role"]].append(" ".join(part["text"] for part in parts if part["type"] == "text"))
+    if len(texts["user"]) != len(texts["assistant"]) + 1:
+        raise DataError("The conversation does not end with an open question: the user speaks first and last.")
+    answers: list[str | None] = [*texts["assistant"], None]
+    turns = tuple(Turn(asked, answer=said) for asked, said in zip(texts["user"], answers, strict=True))
+    image = _one_each([[load_image(one) for one in images]])[0] if images else None
+    return turns, "\n".join(texts["system"]), image

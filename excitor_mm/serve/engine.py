@@ -12,6 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from excitor_mm.config import DecodingConfig
 from excitor_mm.data.samples import clean_caption
+from excitor_mm.data.tasks import ASKING_TASKS
 from excitor_mm.errors import AdapterError
 from excitor_mm.explain import Explanation, explain
 from excitor_mm.model import ExcitorModel
@@ -69,7 +70,7 @@ class Engine:
     @property
     def _asking(self) -> str | None:
         templates = self.model.config.prompts.templates
-        return next((task for task in ("instructions", "vqa") if task in templates), None)
+        return next((task for task in ASKING_TASKS if task in templates), None)
 
     def ask(
         self,

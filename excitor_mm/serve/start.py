@@ -50,9 +50,11 @@ def start_app(
     def knows_key(user: str, password: str) -> bool:
         return any(secrets.compare_digest(password.encode(), key.encode()) for key in keys)
 
+    blocks = make_page(engines, examples).queue(default_concurrency_limit=ANSWERING, max_size=waiting)
+    blocks.has_launched = True  # a mounted page never is, and Gradio lets clients of such a one name any file here
     return gr.mount_gradio_app(
         app,
-        make_page(engines, examples).queue(default_concurrency_limit=ANSWERING, max_size=waiting),
+        blocks,
         path="/",
         theme=THEME,
         auth=knows_key if keys else None,

@@ -32,6 +32,7 @@ from excitor_mm.data.samples import clean_caption
 from excitor_mm.errors import AdapterError, ConfigError, DataError
 from excitor_mm.hub import ExcitorForImageTextToText, ExcitorHubConfig, ExcitorProcessor
 from excitor_mm.model import ExcitorModel
+from excitor_mm.prompts import Turn
 from tests.conftest import COLOURS, jpeg
 from tests.hub.stand_in import hub
 
@@ -81,6 +82,24 @@ def test_pipeline(tiny_adapter: Path, pictures: list[str], captions: list[str]) 
     assert texts(pipe(Image.open(pictures[0]), text="")) == captions[:1]
     message = {"role": "user", "content": [{"type": "image", "url": pictures[1]}]}
     assert texts(pipe(text=[message], return_full_text=False)) == captions[1:2]
+
+
+def test_conversations_are_rendered_as_in_training(model, processor, pictures: list[str]) -> None:
+    turns = (Turn("What is it?", answer="a square"), Turn("Which colour?"))
+    expected = model.excitor.task_format("vqa").render(processor.tokenizer, turns).ids
+    talk = [
+        {
+            "role": "user",
+            "content": [{"type": "image", "path": pictures[0]}, {"type": "text", "text": "What is it?"}],
+        },
+        {"role": "assistant", "content": "a square"},
+        {"role": "user", "content": "Which colour?"},
+    ]
+    inputs = processor.apply_chat_template(talk, tokenize=True, return_dict=True)
+    assert inputs["input_ids"].tolist() == [expected]
+    assert inputs["image_mask"].tolist() == [True]
+    with pytest.raises(DataError, match="open question"):
+        processor.apply_chat_template(talk[:2])
 
 
 def test_streamer_gives_the_text_in_pieces(model, processor, pictures: list[str], captions: list[str]) -> None:
