@@ -15,12 +15,13 @@ from excitor_mm.commands.examples import EXAMPLES
 
 
 def test_every_command_has_examples_that_parse() -> None:
+    parser = make_parser()
     assert EXAMPLES.keys() == COMMANDS.keys()
     for name, lines in EXAMPLES.items():
         for line in lines:
             words = shlex.split(line)
             assert words[: 1 + len(name.split())] == ["excitor-mm", *name.split()]
-            make_parser().parse_args(words[1:])
+            parser.parse_args(words[1:])
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
