@@ -48,7 +48,7 @@ def test_bash_completes_commands_and_options(tmp_path: Path, capsys) -> None:
         done = subprocess.run([bash, "-c", code], capture_output=True, text=True)
         return {word.strip() for word in done.stdout.split("\n")} - {""}
 
-    assert complete("excitor-mm", "ca") == {"caption"}
+    assert complete("excitor-mm", "capt") == {"caption"}
     assert "--sidecar" in complete("excitor-mm", "caption", "--si")
     assert complete("excitor-mm", "evaluate", "sc") == {"scienceqa"}
 
