@@ -82,7 +82,7 @@ def test_layer_equals_softmax_of_the_sum_of_both_scores(key_heads: int) -> None:
     torch.testing.assert_close(fused[0], expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kernel", ["eager", "sdpa"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_closed_gate_is_the_base_model_bit_for_bit(dtype: torch.dtype, kernel: str, tied: bool) -> None:
@@ -150,14 +150,26 @@ def test_image_reaches_every_generated_token() -> None:
     assert ((steps[0] - steps[1]).abs().amax(dim=(1, 2)) > 1e-6).all()
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 4}, {"cache_implementation": "static"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_beams": 4},
+        {"do_sample": True, "top_p": 0.9, "temperature": 1.5},
+        {"cache_implementation": "static"},
+        {"cache_implementation": "static", "num_beams": 4},
+    ],
+)
 def test_cached_decoding_equals_uncached(options: dict) -> None:
     model = make_llama()
     ids = torch.randint(3, 300, (3, 7))
     visual = model.project_visual(torch.randn(3, 6, VISUAL))
-    common = {"input_ids": ids, "visual_prompts": visual, "max_new_tokens": 10, "do_sample": False}
-    plain = {key: value for key, value in options.items() if key == "num_beams"}
-    assert torch.equal(model.generate(**common, **options), model.generate(**common, **plain, use_cache=False))
+    common = {"input_ids": ids, "visual_prompts": visual, "max_new_tokens": 10, "do_sample": False, **options}
+    torch.manual_seed(1)
+    cached = model.generate(**common)
+    torch.manual_seed(1)
+    common.pop("cache_implementation", None)
+    assert torch.equal(cached, model.generate(**common, use_cache=False))
 
 
 def test_what_generation_absorbs_is_gone_afterwards() -> None:
