@@ -97,6 +97,7 @@ def _stream(
         seed,
         data.max_pixels,
         draw=True,
+        enough=model.tower.enough(data.crop_scale) if data.draft else None,
         cached=cached_tokens(config, source, model.tower, training=True),
     )
     stream = TrainingStream(

@@ -92,6 +92,7 @@ def run_facts(config: RunConfig, tower: VisionTower, *, training: bool) -> Facts
         flip=data.flip if training else 0.0,
         seed=config.train.seed,
         max_pixels=data.max_pixels,
+        draft=data.draft and training,
         dtype="float32",
         shard_bytes=0,
     )
@@ -128,20 +129,23 @@ class _Prepare:
     """The transform of a stream: a sample to its key and its pixels in one view."""
 
     transform: Callable[[Any], list[Tensor]]
+    enough: int | None
     view: int
     facts: Facts
 
     def __call__(self, sample: Sample, epoch: int) -> tuple[str, list[Tensor]] | None:
         if sample.image is None:
             return None
-        image = load_image(sample.image, self.facts.max_pixels)
+        image = load_image(sample.image, self.facts.max_pixels, self.enough)
         return sample.key, draw_pixels(image, self.transform, self.facts.seed, self.view, sample.key)
 
 
 def _encode(job: _Job, tower: VisionTower, config: RunConfig, batch_size: int) -> None:
     """Write one file; its tokens wait in memory. Samples without an image need none."""
     device, dtype = next(tower.parameters()).device, getattr(torch, job.facts.dtype)
-    prepare = _Prepare(tower.transform(job.facts.crop_scale, job.facts.flip), job.view, job.facts)
+    transform = tower.transform(job.facts.crop_scale, job.facts.flip)
+    enough = tower.enough(config.data.crop_scale) if job.facts.draft else None
+    prepare = _Prepare(transform, enough, job.view, job.facts)
     stream = EvaluationStream([job.shard], prepare, list, batch_size=batch_size)
     tokens: dict[str, list[Tensor]] = {}
     for item in read_stream(stream, config.data.workers):

@@ -13,6 +13,8 @@ from typing import Any, Literal, TypeVar
 from excitor_mm.errors import ConfigError
 from excitor_mm.ranges import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class LanguageConfig:
@@ -122,6 +124,8 @@ class DataConfig:
     """Validation shards; the first source's score chooses best/. null: no validation, the last adapter is best."""
     task: TaskName = "caption"
     """What shards named by a text are used for."""
+    draft: bool = False
+    """Decode large JPEGs at a half, quarter or eighth while crops keep enough pixels: faster, not bit-equal."""
     features: str | None = None
     """Name of the folders beside the shards that `cache-features` wrote; null: encode images at every visit."""
     workers: NonNegativeInt = 2
@@ -255,8 +259,7 @@ class RunConfig:
             template = source.template or self.prompt.template
             if found.setdefault(source.task, template) != template:
                 raise ConfigError(
-                    f"The task {source.task} has the templates {found[source.task]!r} and {template!r}: an adapter "
-                    "keeps one for each task, so give all its sources the same."
+                    f"The task {source.task} has the templates {found[source.task]!r} and {template!r}: give it one."
                 )
         return found
 
@@ -278,9 +281,6 @@ class Prompts:
     """See `PromptConfig`."""
     max_tokens: int | None = None
     """See `PromptConfig`."""
-
-
-T = TypeVar("T")
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:

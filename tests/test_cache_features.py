@@ -85,6 +85,7 @@ def test_tokens_of_another_configuration_are_refused(config: RunConfig, encoder_
     for changes, sentence in (
         ({"crop_scale": (0.5, 1.0)}, "other crops .*0.3.*0.5"),
         ({"flip": 0.0}, "other flips"),
+        ({"draft": True}, "other decoding"),
     ):
         with pytest.raises(ConfigError, match=sentence):
             train(with_features(config, "kept", tmp_path / "run", **changes))

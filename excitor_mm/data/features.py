@@ -40,6 +40,8 @@ class Facts:
     """Of crops and flips."""
     max_pixels: int
     """Larger images were left out."""
+    draft: bool
+    """Whether large JPEGs were decoded at a fraction of their size."""
     dtype: str
     """Precision of the stored tokens."""
     shard_bytes: int
@@ -163,6 +165,7 @@ def _check(path: Path, found: Facts, wanted: Facts) -> None:
         ("vision_fingerprint", "encoders"),
         ("crop_scale", "crops"),
         ("flip", "flips"),
+        ("draft", "decoding"),
         ("shard_bytes", "shards"),
     ):
         got, expected = getattr(found, name), getattr(wanted, name)

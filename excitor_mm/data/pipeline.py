@@ -98,6 +98,8 @@ class ExampleMaker:
     draw: bool
     """True: one of the questions and of its answers by hash (training); False: the first question with its most
     frequent answer (validation loss)."""
+    enough: int | None = None
+    """See `load_image`."""
     cached: CachedTokens | None = None
     """Gives tokens that were encoded beforehand, in place of pixels."""
 
@@ -110,7 +112,7 @@ class ExampleMaker:
             return Example(sample.key, text, None)
         if self.cached is not None:
             return Example(sample.key, text, self.cached(sample.shard, sample.key, epoch))
-        image = load_image(sample.image, self.max_pixels)
+        image = load_image(sample.image, self.max_pixels, self.enough)
         return Example(sample.key, text, draw_pixels(image, self.image_transform, self.seed, epoch, sample.key))
 
     def _text(self, sample: Sample, conversation: Conversation, drawn: int) -> Rendered:

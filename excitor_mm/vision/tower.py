@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -40,6 +41,13 @@ class VisionTower(nn.Module):
     ) -> Callable[[Image.Image], list[Tensor]]:
         """RGB image -> one float[3, S, S] for each encoder; see `Preprocessing.transform`."""
         return _Transforms([e.preprocessing.transform(crop_scale, flip) for e in self.encoders])
+
+    def enough(self, crop_scale: tuple[float, float]) -> int:
+        """The shorter side in pixels above which no random crop of a photo has to be enlarged.
+
+        A crop keeps at least `crop_scale[0]` of the area and is at most 4 / 3 as long as wide, as torchvision draws.
+        """
+        return max(math.ceil(e.preprocessing.size / math.sqrt(0.75 * crop_scale[0])) for e in self.encoders)
 
     @torch.no_grad()
     def encode(self, pixels: Sequence[Tensor]) -> list[Tensor]:

@@ -7,11 +7,14 @@ import struct
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from excitor_mm.data.images import BadImage, load_image
 from tests.conftest import jpeg
+
+PHOTO = Path(__file__).parents[2] / "data" / "photos" / "coffee.jpg"
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -85,3 +88,17 @@ def test_bad_images(data: bytes, reason: str) -> None:
 def test_missing_file_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(BadImage, match="cannot be read"):
         load_image(tmp_path / "none.jpg")
+
+
+def test_a_draft_has_enough_pixels_and_looks_the_same() -> None:
+    photo = Image.open(PHOTO).convert("RGB").resize((900, 1200))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter turn
+    data = encoded(photo, "JPEG", quality=95, exif=turned)
+    whole = load_image(data)
+    for enough, size in ((225, (300, 225)), (226, (600, 450)), (451, (1200, 900)), (5000, (1200, 900))):
+        draft = load_image(data, enough=enough)
+        assert draft.size == size
+        pair = [np.asarray(image.resize((224, 168)), dtype=float) for image in (whole, draft)]
+        assert np.abs(pair[0] - pair[1]).mean() < 2.0  # of 255
+    assert load_image(encoded(photo), enough=100).size == photo.size

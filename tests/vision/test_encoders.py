@@ -10,6 +10,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torchvision.transforms import v2
 
 from excitor_mm.config import EncoderConfig
 from excitor_mm.errors import ConfigError, DependencyError
@@ -149,3 +150,14 @@ def test_blocks_above_the_last_wanted_layer_do_not_run() -> None:
         block.register_forward_hook(lambda *_, number=number: ran.append(number))
     assert torch.equal(encoder.parts(pixels)[-1], whole)
     assert ran == list(range(len(net.blocks) - 1))
+
+
+def test_enough_pixels_are_enough_for_every_random_crop() -> None:
+    tower = load_tower([EncoderConfig("timm", "test_vit", None)])
+    size, enough = tower.encoders[0].preprocessing.size, tower.enough((0.3, 0.9))
+    crop = v2.RandomResizedCrop(size, (0.3, 0.9))
+    smallest = size
+    for shape in ((enough, enough), (enough, 2 * enough), (3 * enough, enough)):
+        drawn = [crop.make_params([torch.zeros(3, *shape)]) for _ in range(300)]
+        smallest = min([smallest, *(min(box["height"], box["width"]) for box in drawn)])
+    assert smallest >= size - 1  # torchvision rounds
