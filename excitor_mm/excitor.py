@@ -99,10 +99,14 @@ class Excitor(nn.Module):
             float[B, 2, N, R]; with full projections float[B, 1, N, V], the image itself.
         """
         image = image.to(_wide(image.dtype))
+        down = self.visual_down()
+        return image[:, None] if down is None else torch.einsum("bnv,prv->bpnr", image, down.to(image.dtype))
+
+    def visual_down(self) -> Tensor | None:
+        """D of W_k and of W_v, float[2, R, V]; None with full projections."""
         if not hasattr(self, "visual_key_down"):
-            return image[:, None]
-        down = torch.stack([self.visual_key_down, self.visual_value_down]).to(image.dtype)
-        return torch.einsum("bnv,prv->bpnr", image, down)
+            return None
+        return torch.stack([self.visual_key_down, self.visual_value_down])
 
     def absorb(self, dtype: torch.dtype) -> Absorbed:
         """Multiplied in fp32, given in `dtype` (fp16: in fp32); `generate` does it once, not at every token."""

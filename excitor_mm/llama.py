@@ -15,6 +15,7 @@ import inspect
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaAttention
@@ -192,10 +193,12 @@ class ExcitorLlamaForCausalLM(LlamaForCausalLM):
         """
         image = image.to(self.model.norm.weight.dtype)
         blocks = list(self.excitors().values())
-        first = blocks[0].project_visual(image)
-        if first.shape[1] == 1:  # full projections: every layer reads the image itself
-            return first[:, None].expand(-1, len(blocks), -1, -1, -1)
-        return torch.stack([first, *(block.project_visual(image) for block in blocks[1:])], dim=1)
+        downs = [down for block in blocks if (down := block.visual_down()) is not None]
+        if not downs:  # full projections: every layer reads the image itself
+            return image[:, None, None].expand(-1, len(blocks), -1, -1, -1)
+        together = torch.stack(downs).to(image.dtype)  # one product for all layers: [L, 2, R, V]
+        rows = F.linear(image, together.flatten(0, 2)).unflatten(-1, together.shape[:3])  # [B, N, L, 2, R]
+        return rows.permute(0, 2, 3, 1, 4).contiguous()
 
 
 def take_rows(

@@ -98,6 +98,15 @@ def test_closed_gate_is_the_base_model_bit_for_bit(dtype: torch.dtype, kernel: s
     assert torch.equal(model(ids, visual_prompts=visual).logits, expected)
 
 
+@pytest.mark.parametrize("visual_rank", [3, None])
+def test_all_layers_project_the_image_as_each_does(visual_rank: int | None) -> None:
+    model = ExcitorLlamaForCausalLM(llama_config())
+    model.add_excitors(ExcitorConfig(layers=2, prompts=5, rank=4, visual_rank=visual_rank), VISUAL)
+    image = torch.randn(2, 6, VISUAL)
+    alone = [block.project_visual(image) for block in model.excitors().values()]
+    torch.testing.assert_close(model.project_visual(image), torch.stack(alone, dim=1))
+
+
 def test_open_gate_is_not_the_base_model() -> None:
     ids = torch.randint(3, 300, (1, 9))
     assert not torch.equal(make_llama(gate=1.0)(ids).logits, make_llama(gate=0.0)(ids).logits)
