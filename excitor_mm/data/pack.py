@@ -15,6 +15,7 @@ import json
 import os
 import random
 import re
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -106,7 +107,7 @@ def pack(
     problems = {reason: list(ids) for reason, ids in data.problems.items()}
     with (
         _claimed(output, records, [name, samples_per_shard, max_size]),
-        ProcessPoolExecutor(workers or os.cpu_count()) as pool,
+        ProcessPoolExecutor(workers or os.cpu_count(), initializer=_ignore_interrupts) as pool,
         Progress(f"packing {output.name}", total=len(records), unit="samples") as bar,
     ):
         for number, group in enumerate(groups):
@@ -144,8 +145,13 @@ def pack(
             )
     write_index(output, ShardIndex(name, entries, data.source))
     for path in output.glob(".*"):
-        path.unlink()
+        path.unlink(missing_ok=True)
     return report
+
+
+def _ignore_interrupts() -> None:
+    """In a worker process: Ctrl-C reaches the main process, which ends the workers without their tracebacks."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def source_facts(**files: Path | str | None) -> dict[str, str]:

@@ -106,16 +106,20 @@ def test_unusable_images_are_named_and_nothing_is_lost(coco: Source, tmp_path: P
     assert report.problems == {"duplicate": [7], "missing": [2], "unreadable": [5], "without captions": [1]}
 
 
-def test_killed_and_repeated_gives_the_same_shards(coco: Source, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_killed_and_repeated_gives_the_same_shards(coco: Source, tmp_path: Path, how: signal.Signals) -> None:
     pack_coco(coco, tmp_path / "whole", samples_per_shard=2, workers=1)
     command = [sys.executable, "-m", "excitor_mm", "pack-coco", "--images", str(coco.images)]
     command += ["--captions", str(coco.captions), "--output", str(tmp_path / "cut")]
     command += ["--samples-per-shard", "2", "--workers", "1"]
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-    while not list(tmp_path.glob("cut/.*.tar-*")) and process.poll() is None:
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("cut/*.tar")) and process.poll() is None:
+        time.sleep(0.001)
+    os.killpg(process.pid, how)  # its workers, too, as by Ctrl-C in a terminal
+    _, error = process.communicate()
+    if how == signal.SIGINT:
+        assert (process.returncode, error.splitlines()[-1:]) == (130, ["excitor-mm: interrupted"])
+        assert "Traceback" not in error
     if not (tmp_path / "cut" / "index.json").exists():
         assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
     assert read_index(tmp_path / "cut").shards == read_index(tmp_path / "whole").shards
