@@ -12,7 +12,7 @@ import dataclasses
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,37 +30,42 @@ from excitor_mm.data.stream import EvaluationStream, read_stream
 from excitor_mm.errors import DataError
 from excitor_mm.files import hold, read_json, write_json, write_text
 from excitor_mm.model import ExcitorModel
+from excitor_mm.queries import Prepared, Query, read_items
 from excitor_mm.references import Id, read_answers, read_predictions
 
 
 def predict(
     model: ExcitorModel,
-    shards: str,
+    asked: str | Sequence[Query],
     output: Path,
     *,
     adapter: str,
+    source: str = "",
     task: str | None = None,
     batch_size: int = 16,
     workers: int = 2,
     prompt: str | None = None,
     decoding: DecodingConfig | None = None,
+    base: bool = False,
     other_images: bool = False,
     overwrite: bool = False,
 ) -> int:
-    """Answer everything that the samples of the shards ask, once.
+    """Answer everything that the samples of shards, or the questions of a file, ask; once.
 
     An interrupted run goes on where it stopped, with any number of processes. Under `accelerate launch` or
     torchrun the processes share the samples.
 
     Args:
         model: from `ExcitorModel.from_pretrained`.
-        shards: see `list_shards`.
+        asked: shards (see `list_shards`), or questions from `read_queries`.
         output: predictions.jsonl.
         adapter: its name, for the report.
+        source: name of the file of questions, for the report.
         task: one of the adapter's; None: its first.
         batch_size: questions at a time and process.
         workers: processes that decode, for each process that answers.
         prompt, decoding: replace the adapter's own template and decoding.
+        base: ask the frozen language model, without the adapter and without images.
         other_images: the control: every sample gets the image of another one.
         overwrite: start anew.
 
@@ -79,39 +84,40 @@ def predict(
     if prompt is not None:
         tasks = dataclasses.replace(tasks, form=dataclasses.replace(tasks.form, template=prompt))
     rows = CAPTIONS if tasks.task == "caption" else ANSWERS
-    expected = expected_samples(shards, questions=tasks.task == "vqa")
+    name = asked if isinstance(asked, str) else source
     with contextlib.ExitStack() as stack:
         if state.is_main_process:
-            meta: dict[str, Any] = {"adapter": adapter, "shards": shards, "task": tasks.task}
+            meta: dict[str, Any] = {"adapter": adapter, "shards": name, "task": tasks.task}
             meta |= {
                 "adapter_fingerprint": fingerprint(model.trainables().items()),
                 "prompt": tasks.form.template,
                 "decoding": dataclasses.asdict(decoding),
+                "base": base,
                 "other_images": other_images,
             }
             stack.enter_context(hold(output.parent, f".{output.name}.lock"))
             _claim(output, meta, rows, overwrite)
         state.wait_for_everyone()
         done = rows.ids(output)
-        stream = EvaluationStream(
-            list_shards(shards),
-            _Prepare(model.tower.transform(), tasks, done),
-            list,
-            batch_size=batch_size,
-            rank=state.process_index,
-            world_size=state.num_processes,
-        )
-        bad, shortened = 0, 0
+        expected = expected_samples(asked, tasks.task == "vqa") if isinstance(asked, str) else len(asked)
+        shares = {"batch_size": batch_size, "rank": state.process_index, "world_size": state.num_processes}
+        if isinstance(asked, str):
+            prepare = _Prepare(model.tower.transform(), tasks, done)
+            items = read_stream(EvaluationStream(list_shards(asked), prepare, list, **shares), workers)
+        else:
+            items = read_items([query for query in asked if query.conversation.id not in done], model, **shares)
         remaining = None if expected is None else (expected - len(done)) // state.num_processes
+        bad, shortened = 0, 0
         with (
             _part(output, state.process_index).open("a", encoding="utf-8") as file,
             Progress("captioning" if rows is CAPTIONS else "answering", remaining, rows.things) as bar,
+            model.base_model() if base else contextlib.nullcontext(),
         ):
-            for item in read_stream(stream, workers):
+            for item in items:
                 bad += len(item.bad)
-                asked = _asked(item.batch or [], other_images)
-                for start in range(0, len(asked), batch_size):
-                    keys, chunk = zip(*asked[start : start + batch_size], strict=True)
+                batch = _with_images(item.batch or [], base, other_images)
+                for start in range(0, len(batch), batch_size):
+                    keys, chunk = zip(*batch[start : start + batch_size], strict=True)
                     answers = answer(model, tasks, chunk, decoding)
                     shortened += sum(said.shortened for said in answers)
                     for key, one, said in zip(keys, chunk, answers, strict=True):
@@ -128,16 +134,10 @@ def predict(
         count = len(rows.ids(output))
         if bad or (expected is not None and count != expected):
             raise DataError(
-                f"{count} of {expected} samples of {shards} are answered, {bad} cannot be read: "
-                "run `excitor-mm shards check`."
+                f"{count} of {expected} {rows.things} of {name} are answered, {bad} samples cannot be read: "
+                "see the lines above, or run `excitor-mm shards check`."
             )
         return count
-
-
-class _Prepared(NamedTuple):
-    key: str
-    asked: list[Asked]
-    """Without what an earlier run answered."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,18 +148,18 @@ class _Prepare:
     tasks: TaskFormat
     done: frozenset[Id]
 
-    def __call__(self, sample: Sample, epoch: int) -> _Prepared:
+    def __call__(self, sample: Sample, epoch: int) -> Prepared:
         found = [one for one in self.tasks.conversations(sample) if one.id not in self.done]
         pixels = self.transform(load_image(sample.image)) if found and sample.image is not None else None
-        return _Prepared(sample.key, [Asked(one, pixels) for one in found])
+        return Prepared(sample.key, [Asked(one, pixels) for one in found])
 
 
-def _asked(batch: list[_Prepared], other_images: bool) -> list[tuple[str, Asked]]:
+def _with_images(batch: list[Prepared], base: bool, other_images: bool) -> list[tuple[str, Asked]]:
     """(key, question) of a batch; with `other_images` each sample has the image of the one before it."""
     batch = [prepared for prepared in batch if prepared.asked]
     if other_images and len(batch) == 1:
         raise DataError("A single sample is left in the last batch, and no other image for it: change --batch-size.")
-    pixels = [prepared.asked[0].pixels for prepared in batch]
+    pixels = [None if base else prepared.asked[0].pixels for prepared in batch]
     if other_images:
         pixels = pixels[-1:] + pixels[:-1]
     return [

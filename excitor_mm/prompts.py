@@ -31,7 +31,7 @@ TEMPLATES = {
         "request.\n\n### Instruction:\n{question}\n\n### Response:"
     ),
     "short-answer": "Question: {question}\nShort answer:",
-    "palette-answer": "Question: {question}\nAnswers: {palette}\nShort answer:",
+    "palette-answer": "{question}\n{palette}\nAnswer:",
     "plain": "{question}",
 }
 """Named templates; `chat` stands beside them. The Alpaca wording is that of the LLaMA-Adapter recipe the paper builds
@@ -56,7 +56,7 @@ class Tokenizer(Protocol):
         """Text to token ids."""
         ...
 
-    def decode(self, token_ids: list[int]) -> str:
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
         """The inverse."""
         ...
 
@@ -208,6 +208,7 @@ def _chat(tokenizer: Any, form: PromptFormat, turns: Sequence[Turn]) -> tuple[li
             )
         ids = opened
         if turn.answer is not None:
+            _said(tokenizer, closed[len(opened) :], turn.answer)
             ids = closed[: _end(closed, tokenizer.eos_token_id, len(opened))]
             ids += [] if ids[-1] == tokenizer.eos_token_id else [_eos(tokenizer)]
             answers.append((len(opened), len(ids)))
@@ -264,9 +265,14 @@ def answer_ids(tokenizer: Tokenizer, prompt: str, answer: str, first: bool = Tru
             f"The prompt {prompt!r} and the answer {answer!r} share a token: end the template with a colon "
             "or a line break."
         )
-    if not tokenizer.decode(ids[len(before) :]).strip():
+    return [*_said(tokenizer, ids[len(before) :], answer), _eos(tokenizer)]
+
+
+def _said(tokenizer: Tokenizer, ids: list[int], answer: str) -> list[int]:
+    """The ids of an answer, if they say anything."""
+    if not tokenizer.decode(ids, skip_special_tokens=True).strip():
         raise DataError(f"The answer {answer!r} has no token that says anything: leave the row out, or rewrite it.")
-    return [*ids[len(before) :], _eos(tokenizer)]
+    return ids
 
 
 def _worded(answer: str) -> str:

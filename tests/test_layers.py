@@ -17,7 +17,9 @@ ROWS = [
     {"processor", "language", "lora"},
     {"model", "heatmap", "cache_features"},
     {"likelihood", "answer", "batches", "prepare", "parallel"},
+    {"queries"},
     {
+        "chat",
         "generate",
         "doctor",
         "explain",

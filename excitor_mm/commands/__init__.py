@@ -2,11 +2,23 @@
 
 from jsonargparse import ArgumentParser
 
-from excitor_mm.commands import caption, datasets, features, hub, insight, models, scores, serve, submissions, support
+from excitor_mm.commands import (
+    ask,
+    caption,
+    datasets,
+    features,
+    hub,
+    insight,
+    models,
+    scores,
+    serve,
+    submissions,
+    support,
+)
 from excitor_mm.commands.examples import EXAMPLES
 from excitor_mm.options import build_parser
 
-MODULES = (datasets, features, models, caption, scores, submissions, insight, hub, serve, support)
+MODULES = (datasets, features, models, caption, ask, scores, submissions, insight, hub, serve, support)
 COMMANDS = {command.name: command for module in MODULES for command in module.COMMANDS}
 
 

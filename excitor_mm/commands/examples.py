@@ -34,6 +34,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "excitor-mm caption inbox --output captions.jsonl --watch 2",
     ),
     "predict": ("excitor-mm predict --shards data/coco/test --output runs/test.jsonl --adapter runs/train/best",),
+    "ask": (
+        "excitor-mm ask photo.jpg 'What is on the table?' --adapter runs/vqa/best",
+        "excitor-mm ask 'What is the capital of France?' --base",
+        "excitor-mm ask photo.jpg --repl --adapter runs/vqa/best",
+        "excitor-mm ask 'Is the sky blue or green?' --choices blue green --base --json",
+        "excitor-mm ask --questions questions.json --images val2014 --output answers.jsonl --adapter runs/vqa/best",
+    ),
     "inspect": ("excitor-mm inspect data/adapters/coco-small",),
     "explain": ("excitor-mm explain photo.jpg --output runs/explained",),
     "forgetting": ("excitor-mm forgetting --adapter runs/train/best --mmlu mmlu --output runs/forgetting.json",),

@@ -114,6 +114,9 @@ def predict_options(parser: ArgumentParser) -> None:
 
 def _predict_options(parser: ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="predictions.jsonl")
+    parser.add_argument("--task", type=str | None, default=None, help="one of the adapter's, where it has several")
+    parser.add_argument("--base", action="store_true", help="the language model without the adapter, without images")
+    parser.add_argument("--other-images", action="store_true", help="the control: each sample with another's image")
     predict_options(parser)
 
 
@@ -131,6 +134,9 @@ def run_predict(options: Namespace, output: Path) -> int:
         workers=options.workers,
         prompt=options.prompt,
         decoding=decoding,
+        task=options.get("task"),
+        base=bool(options.get("base")),
+        other_images=bool(options.get("other_images")),
         overwrite=options.overwrite,
     )
 

