@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from excitor_mm.batches import mixed_order, training_batches
+from excitor_mm.batches import Windows, mixed_order
 from excitor_mm.config import DataConfig, PromptConfig, RunConfig, SourceConfig
 from excitor_mm.data.index import ShardIndex, write_index, write_shard
 from excitor_mm.data.pipeline import IGNORE, Example, ExampleMaker, collate
@@ -127,12 +127,12 @@ def test_a_mixture_keeps_its_shares_and_resumes_anywhere(config: RunConfig, mode
     order = mixed_order([1, 2, 1, 1])
     taken = Counter(next(order) for _ in range(50))
     assert taken == {0: 10, 1: 20, 2: 10, 3: 10}
-    whole = training_batches(config, model, accelerator, start=0)
-    expected = [next(whole) for _ in range(12)]
+    whole = Windows(config, model, accelerator, start=0)
+    expected = [whole.next().batches[0] for _ in range(12)]
     for start in (1, 7):
-        again = training_batches(config, model, accelerator, start)
+        again = Windows(config, model, accelerator, start)
         for batch in expected[start:]:
-            found = next(again)
+            found = again.next().batches[0]
             assert found.keys == batch.keys
             assert torch.equal(found.inputs["labels"], batch.inputs["labels"])
             assert found.inputs["image_mask"].any() == batch.inputs["image_mask"].any()

@@ -32,7 +32,7 @@ def test_shipped_configs_are_complete(path: Path) -> None:
 
 
 def test_the_papers_config_is_the_papers() -> None:
-    path = next(path for path in CONFIGS if "llama7b" in path.stem)
+    path = next(path for path in CONFIGS if path.stem == "coco_caption_llama7b_clip_l336")
     config = from_dict(RunConfig, yaml.safe_load(path.read_text()))
     assert (config.excitor.layers, config.excitor.prompts, config.excitor.rank) == (30, 30, 16)
     assert PALETTE not in fill_template(config.prompt.template)
