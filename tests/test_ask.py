@@ -133,9 +133,11 @@ def test_bad_questions_end_with_two(adapter: Path, words: list[str], sentence: s
     assert sentence in capsys.readouterr().err
 
 
-def test_a_captioner_is_not_asked(tiny_adapter: Path) -> None:
+def test_a_captioner_is_not_asked(adapter: Path) -> None:
+    captioner = ExcitorModel.from_pretrained(adapter, device="cpu")
+    captioner.config = dataclasses.replace(captioner.config, prompts=Prompts({"caption": "A picture:"}))
     with pytest.raises(AdapterError, match="trained for caption, not for vqa"):
-        Chat(ExcitorModel.from_pretrained(tiny_adapter, device="cpu"), jpeg())
+        Chat(captioner, jpeg())
 
 
 def test_a_pipe_of_lines_is_a_conversation(adapter: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
