@@ -214,4 +214,5 @@ class RunState:
         """For people who open the adapter."""
         validated = math.isfinite(self.best)
         best = {f"best validation {self.scores[0]}": f"{self.best:.4g}"} if validated else {"validation": "none yet"}
-        return {"steps": str(self.step), **best, "run": self.output.name}
+        known = self.model.config.training  # what it is trained on
+        return {**known, "steps": str(self.step), **best, "run": self.output.name}

@@ -37,6 +37,8 @@ def build_for_training(config: RunConfig) -> ExcitorModel:
     check_cache(config, model.tower)
     for task in prompts.templates:  # refuses an unusable template
         model.task_format(task).render(model.processor.tokenizer, (Turn(CAPTION_INSTRUCTION, answer="a word"),))
+    data = ", ".join(f"{Path(source.shards).name} ({source.task})" for source in config.training_sources())
+    model.config = dataclasses.replace(model.config, training={"data": data})  # for the model card
     model.eval()  # frozen parts never train; the Excitor blocks have no dropout
     if config.train.gradient_checkpointing:
         model.language.train()

@@ -36,6 +36,8 @@ def test_training_writes_curves_gates_and_pictures(run_config: RunConfig, tmp_pa
     train(dataclasses.replace(run_config, train=settings, data=data))
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [len(row["gates"]) for row in rows if "gates" in row] == [2, 2, 2]  # two excited layers, three log lines
+    card = (tmp_path / "run" / "best" / "README.md").read_text()
+    assert "| data | shards (caption) |" in card
     page = Page(tmp_path / "run" / "report.html")
     assert page.addresses == set()
     assert page.images == 8
