@@ -6,6 +6,7 @@ import dataclasses
 import io
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,11 @@ from excitor_mm.model import build_model
 
 torch.set_num_threads(2)
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "purple", "gray")
+
+
+def interruptible() -> None:
+    """A `preexec_fn`: a child of a job in the background would ignore SIGINT, as its parent does."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def jpeg(colour: str | tuple[int, int, int] = "red", size: tuple[int, int] = (48, 48)) -> bytes:

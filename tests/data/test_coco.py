@@ -17,7 +17,7 @@ from excitor_mm.data.coco import Source, pack_coco
 from excitor_mm.data.index import read_index
 from excitor_mm.data.shards import list_shards, read_shard
 from excitor_mm.errors import DataError
-from tests.conftest import jpeg
+from tests.conftest import interruptible, jpeg
 
 
 @pytest.fixture
@@ -112,7 +112,9 @@ def test_killed_and_repeated_gives_the_same_shards(coco: Source, tmp_path: Path,
     command = [sys.executable, "-m", "excitor_mm", "pack-coco", "--images", str(coco.images)]
     command += ["--captions", str(coco.captions), "--output", str(tmp_path / "cut")]
     command += ["--samples-per-shard", "2", "--workers", "1"]
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, start_new_session=True, preexec_fn=interruptible, stderr=subprocess.PIPE, text=True
+    )
     while not list(tmp_path.glob("cut/*.tar")) and process.poll() is None:
         time.sleep(0.001)
     os.killpg(process.pid, how)  # its workers, too, as by Ctrl-C in a terminal

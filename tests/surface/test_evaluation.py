@@ -15,7 +15,7 @@ import pytest
 from excitor_mm.cli import main
 from excitor_mm.config import RunConfig
 from excitor_mm.train import train
-from tests.conftest import make_shards
+from tests.conftest import interruptible, make_shards
 
 TRUTH = [
     (1, "A dog runs on grass."),
@@ -159,7 +159,7 @@ def test_interrupted_in_meteor_leaves_no_java(folder: Path) -> None:
     (folder / "p.json").write_text(json.dumps(rows))
     command = [sys.executable, "-m", "excitor_mm", "evaluate", "captions", "--predictions", str(folder / "p.json")]
     command += ["--references", str(folder / "truth.json"), "--output", str(folder / "out" / "report.json")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, preexec_fn=interruptible, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (children := java_children(process.pid)) and time.monotonic() < deadline:
         assert process.poll() is None
