@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check setup docs harnesses
+.PHONY: demo test check setup docs harnesses trust
 
 setup: $(VENV)/.ready
 
@@ -39,3 +39,10 @@ harnesses:
 	  .venv-$$extra/bin/python -m pip install --quiet --editable ".[dev,java,$$extra]" && \
 	  .venv-$$extra/bin/python -m pytest tests/harnesses || exit 1; \
 	done
+
+# The long forms of tests/trust: kills, ranks, a million samples, twenty thousand hostile files; about 40 minutes on two cores.
+trust: setup
+	$(BIN)/python -m tests.trust.kill --kills 50
+	$(BIN)/python -m tests.trust.ranks
+	$(BIN)/python -m tests.trust.stream --samples 1000000
+	$(BIN)/python -m tests.trust.fuzz --inputs 20000

@@ -12,6 +12,7 @@ import pytest
 
 from excitor_mm.config import RunConfig
 from excitor_mm.errors import DataError
+from excitor_mm.files import hold
 from excitor_mm.model import ExcitorModel
 from excitor_mm.predict import predict
 from excitor_mm.train import train
@@ -75,3 +76,10 @@ def test_other_settings_and_doubled_images_are_refused(adapter: Path, run_config
     both = f"{tmp_path}/again/tiny-000000.tar,{run_config.data.train}"
     with pytest.raises(DataError, match="2 images are twice"):
         predict(model, f"{{{both}}}", tmp_path / "q.jsonl", adapter="best", workers=0)
+
+
+def test_two_runs_into_one_file_are_refused(adapter: Path, run_config: RunConfig, tmp_path: Path) -> None:
+    model = ExcitorModel.from_pretrained(adapter)
+    with hold(tmp_path, ".p.jsonl.lock"), pytest.raises(DataError, match="in use"):
+        predict(model, run_config.data.train, tmp_path / "p.jsonl", adapter="best", workers=0)
+    assert predict(model, run_config.data.train, tmp_path / "p.jsonl", adapter="best", workers=0) == 8

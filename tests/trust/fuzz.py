@@ -231,7 +231,7 @@ def fuzz(kind: Kind, scratch: Path, inputs: int, seed: int) -> dict[str, Any]:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     scratch.mkdir()
     os.chdir(scratch)
-    set_hypothesis_home_dir(scratch)
+    set_hypothesis_home_dir(scratch / "hypothesis")
     outside: list[str] = []
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
