@@ -196,7 +196,8 @@ def kinds(scratch: Path) -> dict[str, Kind]:
     folder = scratch / "adapter"
     return {
         "image": Kind(
-            [(f"image-{i}", data) for i, data in enumerate(_images())], lambda f: [*map(_load, f.iterdir())]
+            [(f"image-{i}", data) for i, data in enumerate(_images())],
+            lambda f: [*map(_load, sorted(f.glob("image-*")))],
         ),
         "shard": Kind([("x.tar", (shards / "tiny-000000.tar").read_bytes())], shard),
         "index": Kind([("index.json", (shards / "index.json").read_bytes())], index),
