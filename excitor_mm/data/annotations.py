@@ -101,7 +101,8 @@ def _from_karpathy(source: Source) -> tuple[dict[int, list[str]], dict[int, list
         if row["split"] in KARPATHY_SPLITS[source.split]:
             image_id = _number(path, row["cocoid"])
             files.setdefault(image_id, []).append(f"{row.get('filepath', '.')}/{row['filename']}")
-            captions[image_id] = [clean_caption(str(sentence["raw"])) for sentence in row["sentences"]]
+            sentences = listed_rows(path, row, "sentences", "raw")
+            captions[image_id] = [clean_caption(str(sentence["raw"])) for sentence in sentences]
     return files, captions
 
 

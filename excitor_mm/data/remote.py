@@ -62,7 +62,7 @@ def open_remote(url: str) -> IO[bytes]:
                 _fetch(address, path, wanted)
                 _make_room(folder, path)
             file = path.open("rb")
-            os.utime(path)
+            os.utime(path, ns=(time.time_ns(), time.time_ns()))  # the system's own stamp is milliseconds coarse
             return file
     except OSError as error:
         raise DataError(
@@ -139,7 +139,7 @@ def _make_room(folder: Path, newest: Path) -> None:
     found = []
     for path in folder.glob("*.tar"):
         try:
-            found.append((path.stat().st_mtime, path.stat().st_size, path))
+            found.append((path.stat().st_mtime_ns, path.stat().st_size, path))
         except FileNotFoundError:  # another reader makes room, too
             continue
     total = sum(size for _, size, _ in found)

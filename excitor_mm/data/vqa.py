@@ -56,7 +56,10 @@ def read_questions(questions: Path, answers: Path | None = None) -> dict[Id, lis
     found: dict[Any, dict[str, Any]] = {}
     if answers is not None:
         rows = listed_rows(answers, read_json(answers), "annotations", "question_id", "answers")
-        found = {row["question_id"]: row for row in rows}
+        for row in rows:
+            if not isinstance(row["question_id"], int):
+                raise DataError(f"{answers}: expected a number as question_id: {str(row)[:80]}")
+            found[row["question_id"]] = row
     result: dict[Id, list[Question]] = {}
     seen: set[int] = set()
     for row in listed_rows(questions, read_json(questions), "questions", "image_id", "question", "question_id"):
@@ -66,12 +69,13 @@ def read_questions(questions: Path, answers: Path | None = None) -> dict[Id, lis
         if number in seen:
             raise DataError(f"{questions} has question_id {number} twice: download it again.")
         seen.add(number)
-        answered = found.get(number, {})
+        answered = found.get(number, {"answers": []})
+        said = listed_rows(answers or questions, answered, "answers", "answer")
         result.setdefault(image_id, []).append(
             Question(
                 number,
                 clean_caption(str(row["question"])),
-                tuple(str(answer["answer"]) for answer in answered.get("answers", [])),
+                tuple(str(answer["answer"]) for answer in said),
                 str(answered.get("question_type", "")),
                 str(answered.get("answer_type", "")),
             )

@@ -77,7 +77,7 @@ def test_try_it(in_root: None, capsys) -> None:
 def test_python_block(in_root: None, capsys) -> None:
     (block,) = blocks("python")
     exec(block, {})
-    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert len(capsys.readouterr().out.splitlines()) == block.count("print(")
 
 
 def test_files_that_readme_and_docs_name_exist() -> None:

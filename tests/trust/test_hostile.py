@@ -24,7 +24,10 @@ from safetensors.torch import load_file
 from excitor_mm.adapter import CONFIG, TENSORS, load_config, load_tensors, save_adapter
 from excitor_mm.cli import main
 from excitor_mm.config import RunConfig
+from excitor_mm.data.annotations import read_records
+from excitor_mm.data.coco import Source
 from excitor_mm.data.images import BadImage, load_image
+from excitor_mm.data.instructions import read_instructions
 from excitor_mm.data.samples import BadSample, parse_sample
 from excitor_mm.data.shards import BadRecord, list_shards, read_shard
 from excitor_mm.errors import AdapterError, DataError, ExcitorError
@@ -33,6 +36,7 @@ from excitor_mm.prepare import build_for_training
 from excitor_mm.train import train
 from tests.conftest import jpeg, make_shards
 from tests.data.test_stream import members
+from tests.trust import fuzz
 from tests.trust.ranks import ROOT
 from tests.trust.test_trust import run_tool
 
@@ -164,6 +168,38 @@ def test_json_of_a_sample_that_is_not_as_it_should_be(facts: bytes) -> None:
     with pytest.raises(BadSample) as caught:
         parse_sample("1", {"jpg": jpeg(), "json": facts})
     assert caught.value.reason == "json invalid"
+
+
+def replaced(value: object, *place: object, by: object) -> object:
+    """A copy of nested JSON with one part replaced."""
+    if not place:
+        return by
+    node = json.loads(json.dumps(value))
+    node[place[0]] = replaced(node[place[0]], *place[1:], by=by)
+    return node
+
+
+@pytest.mark.parametrize(
+    ("name", "hostile"),
+    [
+        ("karpathy", replaced(fuzz.KARPATHY, "images", 0, "sentences", by=["A cat."])),
+        ("karpathy", replaced(fuzz.KARPATHY, "images", 0, "sentences", by=[{}])),
+        ("answers", replaced(fuzz.ANSWERS, "annotations", 0, "answers", by=[-1])),
+        ("answers", replaced(fuzz.ANSWERS, "annotations", 0, "question_id", by=[[]])),
+        ("rows", replaced(fuzz.ROWS, 1, "id", by=[[]])),
+    ],
+)
+def test_annotations_the_fuzz_run_found(tmp_path: Path, name: str, hostile: object) -> None:
+    for other, value in (("captions", fuzz.COCO), ("questions", fuzz.QUESTIONS), (name, hostile)):
+        (tmp_path / f"{other}.json").write_text(json.dumps(value))
+    path, captions, questions = (tmp_path / f"{file}.json" for file in (name, "captions", "questions"))
+    readers = {
+        "rows": lambda: read_instructions(path),
+        "karpathy": lambda: read_records(Source(tmp_path, karpathy=path, split="train")),
+        "answers": lambda: read_records(Source(tmp_path, captions=captions, questions=questions, answers=path)),
+    }
+    with pytest.raises(DataError, match=name):
+        readers[name]()
 
 
 @pytest.fixture
