@@ -295,5 +295,5 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     parser.add_argument("--value", type=cls)
     try:
         return parser.instantiate(parser.parse_object({"value": dict(values)})).value
-    except (ArgumentError, TypeError, ValueError) as error:
+    except (ArgumentError, TypeError, ValueError, OverflowError) as error:
         raise ConfigError(" ".join(str(error).split())) from error

@@ -37,8 +37,8 @@ class _Parser(ArgumentParser):
         """As upstream; a configuration that is no text is a sentence, too."""
         try:
             return super().parse_args(*args, **kwargs)
-        except (UnicodeDecodeError, RecursionError) as error:
-            return self.error(f"The configuration is not YAML in UTF-8 ({error}).")
+        except (UnicodeDecodeError, RecursionError, OverflowError) as error:
+            return self.error(f"The configuration is not YAML in UTF-8, or a number is too large ({error}).")
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Print one sentence and exit with status 2."""

@@ -260,6 +260,13 @@ def test_hostile_adapter_configs(adapter: Path, edit: str) -> None:
         load_config(adapter)
 
 
+def test_a_number_that_no_float_holds_is_refused(adapter: Path) -> None:
+    values = json.loads((adapter / CONFIG).read_text())
+    (adapter / CONFIG).write_text(json.dumps(replaced(values, "decoding", "temperature", by=10**400)))
+    with pytest.raises(AdapterError, match="too large"):
+        load_config(adapter)
+
+
 def aliases(levels: int) -> str:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, levels)]
@@ -276,9 +283,10 @@ def aliases(levels: int) -> str:
         "train: {steps: " + "9" * 5000 + "}\n",
         "train:\n  output: caf\udce9\n",
         "data:\n  train: 'pipe:touch executed'\n",
+        "train: {learning_rate: " + "9" * 400 + "}\n",
         "\0",
     ],
-    ids=["tag", "name", "aliases", "nesting", "number", "latin-1", "pipe", "nul"],
+    ids=["tag", "name", "aliases", "nesting", "number", "latin-1", "pipe", "float", "nul"],
 )
 def test_hostile_configurations(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
