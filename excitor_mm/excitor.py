@@ -98,7 +98,7 @@ class Excitor(nn.Module):
         Returns:
             float[B, 2, N, R]; with full projections float[B, 1, N, V], the image itself.
         """
-        image = image.to(_wide(image.dtype))
+        image = image.to(wide(image.dtype))
         down = self.visual_down()
         return image[:, None] if down is None else torch.einsum("bnv,prv->bpnr", image, down.to(image.dtype))
 
@@ -110,7 +110,7 @@ class Excitor(nn.Module):
 
     def absorb(self, dtype: torch.dtype) -> Absorbed:
         """Multiplied in fp32, given in `dtype` (fp16: in fp32); `generate` does it once, not at every token."""
-        dtype = _wide(dtype)
+        dtype = wide(dtype)
         query_up = self.query_up.view(self.key_heads, self.head_width, -1)  # [H, d, r]
         scores = self._rows("visual_key_up") @ query_up * self.head_width**-0.5
         values = self.gate[:, None, None] * self._rows("visual_value_up")
@@ -182,7 +182,7 @@ class Excitor(nn.Module):
         return torch.softmax(scores, dim=-1, dtype=exact).to(dtype)
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def wide(dtype: torch.dtype) -> torch.dtype:
     """The precision of the maths: float16 ends at 65,504, which a score may pass, so float32 takes its place."""
     return torch.float32 if dtype == torch.float16 else dtype
 

@@ -22,7 +22,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from excitor_mm.config import ExcitorConfig
 from excitor_mm.errors import ConfigError
-from excitor_mm.excitor import Absorbed, Excitor
+from excitor_mm.excitor import Absorbed, Excitor, wide
 from excitor_mm.switches import is_off
 
 CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
@@ -191,7 +191,7 @@ class ExcitorLlamaForCausalLM(LlamaForCausalLM):
         Returns:
             float[B, L, 2, N, R]; with full projections float[B, L, 1, N, V] without a copy.
         """
-        image = image.to(self.model.norm.weight.dtype)
+        image = image.to(wide(self.model.norm.weight.dtype))
         blocks = list(self.excitors().values())
         downs = [down for block in blocks if (down := block.visual_down()) is not None]
         if not downs:  # full projections: every layer reads the image itself
