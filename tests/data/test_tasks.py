@@ -141,7 +141,7 @@ def test_a_mixture_keeps_its_shares_and_resumes_anywhere(config: RunConfig, mode
 def test_one_template_a_task(config: RunConfig, tmp_path: Path) -> None:
     assert build_for_training(config).config.prompts.templates == TEMPLATES
     twice = [SourceConfig("a", "vqa", "plain"), SourceConfig("b", "vqa", "short-answer")]
-    with pytest.raises(ConfigError, match="keeps one for each task"):
+    with pytest.raises(ConfigError, match="has the templates"):
         dataclasses.replace(config, data=DataConfig(train=twice)).templates()
 
 

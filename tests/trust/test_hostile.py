@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -326,21 +327,24 @@ def test_the_largest_picture_and_a_bomb_keep_within_two_gigabytes() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_disk() -> Iterator[None]:
-    """No file of this process may grow above 16 kB, as on a disk that is full."""
+    """No file of this process may grow above 16 kB, as on a disk that is full. Not a fixture: pytest writes its own
+    report, which may be a longer file, before it leaves a fixture."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_is_a_sentence_and_leaves_what_was_there(tmp_path: Path, small_disk: None) -> None:
+def test_a_full_disk_is_a_sentence_and_leaves_what_was_there(tmp_path: Path) -> None:
     write_bytes(tmp_path / "file", b"old")
     write_folder(tmp_path / "folder", {"file": b"old"})
-    with pytest.raises(DataError, match="cannot be written"):
+    with small_disk(), pytest.raises(DataError, match="cannot be written"):
         write_bytes(tmp_path / "file", bytes(20_000))
-    with pytest.raises(DataError, match="cannot be written"):
+    with small_disk(), pytest.raises(DataError, match="cannot be written"):
         write_folder(tmp_path / "folder", {"file": b"new", "large": bytes(20_000)})
     assert (tmp_path / "file").read_bytes() == b"old"
     assert [(item.name, item.read_bytes()) for item in (tmp_path / "folder").iterdir()] == [("file", b"old")]
