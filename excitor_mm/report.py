@@ -14,10 +14,11 @@ from excitor_mm.charts import curves, gate_map, series
 from excitor_mm.config import SourceConfig
 from excitor_mm.data.images import BadImage, load_image
 from excitor_mm.data.shards import list_shards, read_shard
+from excitor_mm.data.tasks import TASKS
 from excitor_mm.files import read_rows, write_text
-from excitor_mm.references import read_predictions
 
 THUMBNAIL = 224  # pixels
+ANY_FORMAT = "QCM-A"  # of ScienceQA problems, for their question and the right answer
 SHOWN = 24  # pictures; the best and the worst half of them
 
 STYLE = """
@@ -58,17 +59,65 @@ class Picture:
     """x100, of this text."""
 
 
-def collect_pictures(shards: str, predictions: Path, per_image: Path) -> list[Picture]:
-    """Join images and references of shards with predictions and their CIDEr, best first."""
-    captions = read_predictions(predictions)
-    scores = {row["image_id"]: row["CIDEr"] for row in read_rows(per_image)}
-    pictures = [
-        Picture(sample.image_id, sample.image or b"", captions[sample.image_id], sample.captions, score)
-        for shard in list_shards(shards)
-        for sample in read_shard(shard, lambda _: None)
-        if (score := scores.get(sample.image_id)) is not None
-    ]
+SCORED = {
+    "caption": ("per_image.jsonl", "image_id", "caption", "CIDEr"),
+    "vqa": ("per_question.jsonl", "question_id", "answer", "accuracy"),
+    "scienceqa": ("per_question.jsonl", "question_id", "answer", "right"),
+}
+"""Task -> the file beside report.json with a row for each text, and in it the names of id, text and score."""
+
+
+def read_scored(output: Path, task: str) -> dict[Any, tuple[str, float]]:
+    """Id -> text and its score, x100, of the rows that lie beside a report.json; `task` is one of `SCORED`."""
+    file, key, text, metric = SCORED[task]
+    rows = read_rows(output.with_name(file))
+    return {row[key]: (row[text], row[metric] * (100.0 if isinstance(row[metric], bool) else 1.0)) for row in rows}
+
+
+def collect_pictures(shards: str, task: str, said: Mapping[Any, tuple[str, float]]) -> list[Picture]:
+    """Join what a model said with the images and references of shards, best first.
+
+    Args:
+        shards: see `list_shards`.
+        task: of `data.tasks.TASKS`; its ids are those of `said`, and its questions stand before the answers.
+        said: id -> text and its score, x100.
+    """
+    pictures = []
+    for shard in list_shards(shards) if said else ():
+        for sample in read_shard(shard, lambda _: None):
+            for one in TASKS[task](sample, ANY_FORMAT):
+                if one.id in said:
+                    text, score = said[one.id]
+                    question = "" if task == "caption" else one.turns[-1].text + " "
+                    references = tuple(dict.fromkeys(one.answers))
+                    pictures.append(Picture(one.id, sample.image or b"", question + text, references, score))
     return sorted(pictures, key=lambda picture: -picture.score)
+
+
+def write_score_report(
+    output: Path, task: str, shards: str, report: Mapping[str, Any], commands: Sequence[str]
+) -> None:
+    """report.html beside a report.json and its rows.
+
+    Args:
+        output: report.json, written already.
+        task: of `SCORED`.
+        shards: hold the images.
+        report: what report.json holds.
+        commands: what made it.
+    """
+    facts = {"Scored": f"{report['count']} of {report['references']} ({report['references_hash']})"}
+    for name, score in report["scores"].items():
+        low, high = report["intervals"][name]
+        facts[name] = f"{score:.2f} (95 %: {low:.2f} to {high:.2f})"
+    write_report(
+        output.with_name("report.html"),
+        title=f"{task}: {report['predictions']}",
+        facts=facts,
+        pictures=collect_pictures(shards, task, read_scored(output, task)),
+        metric=SCORED[task][-1],
+        commands=commands,
+    )
 
 
 def write_report(
@@ -172,28 +221,16 @@ def write_training_report(output: Path, source: SourceConfig | None) -> None:
     """
     metrics = read_rows(output / "metrics.jsonl")
     last = {name: value for row in metrics for name, value in row.items() if not isinstance(value, list)}
-    said: dict[Any, Mapping[str, Any]] = {}
+    pictures: list[Picture] = []
     if source and (output / "validation.jsonl").exists():
-        said = {row["id"]: row for row in read_rows(output / "validation.jsonl")}
-    pictures = []
-    for shard in list_shards(source.shards) if said and source else ():
-        for sample in read_shard(shard, lambda _: None):
-            ids = (
-                [sample.image_id]
-                if source and source.task == "caption"
-                else [one.question_id for one in sample.questions]
-            )
-            pictures += [
-                Picture(row["id"], sample.image, row["text"], tuple(row["references"]), row["score"])
-                for row in (said[one] for one in ids if one in said)
-                if sample.image is not None
-            ]
+        said = {row["id"]: (row["text"], row["score"]) for row in read_rows(output / "validation.jsonl")}
+        pictures = collect_pictures(source.shards, source.task, said)
     config = output / "config.yaml"
     write_report(
         output / "report.html",
         title=f"Training: {output.name}",
         facts={name: f"{value:.6g}" for name, value in last.items()},
-        pictures=sorted(pictures, key=lambda picture: -picture.score),
+        pictures=pictures,
         metrics=metrics,
         metric="score",
         commands=[f"excitor-mm train --config {config}", config.read_text(encoding="utf-8")],

@@ -7,10 +7,13 @@ import json
 from html.parser import HTMLParser
 from pathlib import Path
 
+from excitor_mm.cli import main
 from excitor_mm.config import RunConfig
+from excitor_mm.data.index import write_shard
+from excitor_mm.data.samples import Question
 from excitor_mm.report import Picture, write_report
 from excitor_mm.train import train
-from tests.conftest import COLOURS, jpeg
+from tests.conftest import COLOURS, jpeg, make_sample
 
 
 class Page(HTMLParser):
@@ -68,3 +71,46 @@ def test_of_many_pictures_the_best_and_worst_are_shown_and_all_are_listed(tmp_pa
         "worst",
         "all-of-them",
     ]
+
+
+def test_questions_get_a_page_too(tmp_path: Path) -> None:
+    """VQA from one picture, ScienceQA with and without one: the best first, and every row in the table."""
+    questions = tuple(Question(i, f"Which colour {i}?", ("red",) * 10) for i in range(2))
+    write_shard(tmp_path / "vqa.tar", [dataclasses.replace(make_sample(0), questions=questions)])
+    said = tmp_path / "answers.json"
+    said.write_text(json.dumps([{"question_id": 0, "answer": "blue"}, {"question_id": 1, "answer": "red"}]))
+    place = ["--predictions", str(said), "--output", str(tmp_path / "out" / "report.json")]
+    shards = str(tmp_path / "vqa.tar")
+    assert main(["evaluate", "vqa", *place, "--references", shards, "--pictures", shards]) == 0
+    page = Page(tmp_path / "out" / "report.html")
+    assert page.images == 2
+    assert page.text.index("Which colour 1? red") < page.text.index("Which colour 0? blue")
+    assert f"excitor-mm evaluate vqa --predictions {said} --references {shards} --rule official" in page.text
+
+    problems = {
+        str(i): {
+            **{
+                "question": f"Which {i}?",
+                "choices": ["yes", "no"],
+                "answer": 0,
+                "hint": "",
+                "lecture": "",
+                "task": "",
+            },
+            **{"solution": "", "subject": "natural science", "grade": "grade2", "split": "test", "topic": ""},
+            "image": "image.png" if i else None,
+        }
+        for i in range(2)
+    }
+    folder = tmp_path / "test" / "1"
+    folder.mkdir(parents=True)
+    (folder / "image.png").write_bytes(jpeg("red"))
+    (tmp_path / "problems.json").write_text(json.dumps(problems))
+    packing = ["--problems", str(tmp_path / "problems.json"), "--images", str(tmp_path), "--split", "test"]
+    assert main(["pack-scienceqa", *packing, "--output", str(tmp_path / "science")]) == 0
+    said.write_text(json.dumps([{"question_id": str(i), "answer": f"The answer is {'BA'[i]}."} for i in range(2)]))
+    scoring = ["--problems", str(tmp_path / "problems.json"), "--pictures", str(tmp_path / "science")]
+    assert main(["evaluate", "scienceqa", *place, *scoring]) == 0
+    page = Page(tmp_path / "out" / "report.html")
+    assert page.images == 1
+    assert page.text.index("<td>Question: Which 1?") < page.text.index("<td>Question: Which 0?")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from excitor_mm.cli import main as excitor_mm
 from excitor_mm.console import log
-from excitor_mm.report import collect_pictures, write_report
+from excitor_mm.report import collect_pictures, read_scored, write_report
 
 RUN = Path("runs/demo")
 TEST = "data/sample/test"
@@ -63,7 +63,7 @@ def demo(extra: Sequence[str]) -> None:
         RUN / "report.html",
         title="excitor-mm demo",
         facts=facts,
-        pictures=collect_pictures(TEST, predictions, RUN / "per_image.jsonl"),
+        pictures=collect_pictures(TEST, "caption", read_scored(RUN / "report.json", "caption")),
         metrics=metrics,
         commands=COMMANDS,
     )

@@ -44,8 +44,7 @@ def _evaluate_captions_options(parser: ArgumentParser) -> None:
 def _evaluate_captions(options: Namespace) -> int:
     from excitor_mm.evaluate.captions import evaluate_captions, format_scores
 
-    if options.pictures is not None and options.output is None:
-        raise ConfigError("--pictures is given without --output: report.html lies beside report.json.")
+    _check_page(options)
     report = evaluate_captions(
         options.predictions,
         options.references,
@@ -59,30 +58,34 @@ def _evaluate_captions(options: Namespace) -> int:
         clip_model=options.clip_model,
         pictures=options.pictures,
     )
-    if options.pictures is not None:
-        _write_page(options, report)
+    _write_page(options, "caption", report, "references", "split")
     print(format_scores(report))
     return 1 if report["failed"] or report["remarks"] else 0
 
 
-def _write_page(options: Namespace, report: dict[str, Any]) -> None:
-    from excitor_mm.evaluate.captions import PER_IMAGE
-    from excitor_mm.report import collect_pictures, write_report
+def _check_page(options: Namespace) -> None:
+    """Before scoring, refuse a page that could not be written."""
+    from excitor_mm.data.shards import list_shards
 
-    facts = {"Images": f"{report['count']} of {report['references']} ({report['references_hash']})"}
-    for name, score in report["scores"].items():
-        low, high = report["intervals"][name]
-        facts[name] = f"{score:.2f} (95 %: {low:.2f} to {high:.2f})"
-    write_report(
-        options.output.with_name("report.html"),
-        title=f"Captions: {options.predictions.name}",
-        facts=facts,
-        pictures=collect_pictures(options.pictures, options.predictions, options.output.with_name(PER_IMAGE)),
-        commands=[
-            f"excitor-mm evaluate captions --predictions {options.predictions} --references {options.references} "
-            f"--pictures {options.pictures} --output {options.output}"
-        ],
-    )
+    if options.pictures is not None:
+        if options.output is None:
+            raise ConfigError("--pictures is given without --output: report.html lies beside report.json.")
+        list_shards(options.pictures)
+
+
+def _write_page(options: Namespace, task: str, report: dict[str, Any], *names: str) -> None:
+    """report.html where --pictures asks for one, with the command whose options are `names`."""
+    from excitor_mm.report import write_score_report
+
+    if options.pictures is None:
+        return
+    given = [
+        f"--{name} {options[name]}"
+        for name in ("predictions", *names, "pictures", "output")
+        if options[name] is not None
+    ]
+    command = f"excitor-mm evaluate {report['task']} {' '.join(given)}"
+    write_score_report(options.output, task, options.pictures, report, [command])
 
 
 def _evaluate_vqa_options(parser: ArgumentParser) -> None:
@@ -93,13 +96,16 @@ def _evaluate_vqa_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--rule", choices=["official", "normalized"], default="official", help="see docs/evaluation.md"
     )
+    parser.add_argument("--pictures", type=str | None, default=None, help="shards: writes report.html with pictures")
     parser.add_argument("--output", type=Path | None, default=None, help="report.json")
 
 
 def _evaluate_vqa(options: Namespace) -> int:
     from excitor_mm.evaluate.vqa import evaluate_answers, format_accuracy
 
+    _check_page(options)
     report = evaluate_answers(options.predictions, options.references, output=options.output, rule=options.rule)
+    _write_page(options, "vqa", report, "references", "rule")
     print(format_accuracy(report))
     return 0
 
@@ -115,12 +121,14 @@ def _evaluate_scienceqa_options(parser: ArgumentParser) -> None:
         "--rule", choices=["strict", "original", "recorded"], default="strict", help="see docs/evaluation.md"
     )
     parser.add_argument("--subset", action="store_true", help="score the problems that both files have")
+    parser.add_argument("--pictures", type=str | None, default=None, help="shards: writes report.html with pictures")
     parser.add_argument("--output", type=Path | None, default=None, help="report.json")
 
 
 def _evaluate_scienceqa(options: Namespace) -> int:
     from excitor_mm.evaluate.scienceqa import evaluate_scienceqa, format_table
 
+    _check_page(options)
     report = evaluate_scienceqa(
         options.predictions,
         options.problems,
@@ -130,6 +138,7 @@ def _evaluate_scienceqa(options: Namespace) -> int:
         rule=options.rule,
         subset=options.subset,
     )
+    _write_page(options, "scienceqa", report, "problems", "splits", "split", "rule")
     print(format_table(report))
     return 0
 
