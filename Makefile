@@ -40,7 +40,7 @@ harnesses:
 	  .venv-$$extra/bin/python -m pytest tests/harnesses || exit 1; \
 	done
 
-# The long forms of tests/trust: kills, ranks, a million samples, twenty thousand hostile files; about 40 minutes on two cores.
+# The long forms of tests/trust: kills, ranks, a million samples, twenty thousand hostile files; about 10 minutes on two cores.
 trust: setup
 	$(BIN)/python -m tests.trust.kill --kills 50
 	$(BIN)/python -m tests.trust.ranks
