@@ -96,6 +96,12 @@ def _evaluate_vqa_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--rule", choices=["official", "normalized"], default="official", help="see docs/evaluation.md"
     )
+    parser.add_argument(
+        "--other-images", type=Path | None, default=None, help="what predict --other-images wrote, scored beside"
+    )
+    parser.add_argument(
+        "--training", type=str | None, default=None, help="shards whose commonest answers are scored beside"
+    )
     parser.add_argument("--pictures", type=str | None, default=None, help="shards: writes report.html with pictures")
     parser.add_argument("--output", type=Path | None, default=None, help="report.json")
 
@@ -104,7 +110,14 @@ def _evaluate_vqa(options: Namespace) -> int:
     from excitor_mm.evaluate.vqa import evaluate_answers, format_accuracy
 
     _check_page(options)
-    report = evaluate_answers(options.predictions, options.references, output=options.output, rule=options.rule)
+    report = evaluate_answers(
+        options.predictions,
+        options.references,
+        output=options.output,
+        rule=options.rule,
+        other_images=options.other_images,
+        training=options.training,
+    )
     _write_page(options, "vqa", report, "references", "rule")
     print(format_accuracy(report))
     return 0

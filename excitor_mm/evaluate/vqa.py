@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from excitor_mm.data.shards import BadRecord, list_shards, read_shard
 from excitor_mm.errors import DataError
 from excitor_mm.evaluate.reports import make_report, write_report_files
+from excitor_mm.evaluate.vqa_controls import read_questions, score_controls
 from excitor_mm.files import read_json
 from excitor_mm.metrics.bootstrap import Bootstrap, interval
 from excitor_mm.metrics.vqa import Answered, score_answers
@@ -21,7 +21,13 @@ PER_QUESTION = "per_question.jsonl"
 
 
 def evaluate_answers(
-    predictions: Path, references: str, *, output: Path | None = None, rule: str = "official"
+    predictions: Path,
+    references: str,
+    *,
+    output: Path | None = None,
+    rule: str = "official",
+    other_images: Path | None = None,
+    training: str | None = None,
 ) -> dict[str, Any]:
     """Score answers.
 
@@ -30,6 +36,7 @@ def evaluate_answers(
         references: see `read_answered`.
         output: report.json to write, with per_question.jsonl beside it; None: only returned.
         rule: "official" or "normalized"; see `excitor_mm.metrics.vqa`.
+        other_images, training: see `score_controls`; their scores stand beside those of the predictions.
 
     Returns:
         The report; scores are x100.
@@ -50,6 +57,7 @@ def evaluate_answers(
         intervals={"accuracy": interval(Bootstrap(len(values)).means(values))},
         per_answer_type=result.per_answer_type,
         per_question_type=result.per_question_type,
+        controls=score_controls(truth, references, rule, other_images, training),
         empty_answers=sum(not answer.strip() for answer in guesses.values()),
     )
     if output is not None:
@@ -72,7 +80,7 @@ def read_answered(path: str) -> dict[Id, Answered]:
         DataError: none of these, or no answers in it.
     """
     if Path(path).suffix not in (".json", ".gz"):
-        return _from_shards(path)
+        return {i: Answered(q.answers, q.answer_type, q.question_type) for i, q in read_questions(path).items()}
     value = read_json(Path(path))
     try:
         if isinstance(value, list):  # VizWiz
@@ -100,21 +108,6 @@ def read_answered(path: str) -> dict[Id, Answered]:
     return found
 
 
-def _from_shards(path: str) -> dict[Id, Answered]:
-    bad: list[BadRecord] = []
-    found: dict[Id, Answered] = {}
-    for shard in list_shards(path):
-        for sample in read_shard(shard, bad.append):
-            for question in sample.questions:
-                found[question.question_id] = Answered(question.answers, question.answer_type, question.question_type)
-    if bad or not found:
-        raise DataError(
-            f"{path} has {len(found)} questions and {len(bad)} unreadable samples: run `excitor-mm shards check`, "
-            "or pack shards with questions."
-        )
-    return found
-
-
 def format_accuracy(report: Mapping[str, Any]) -> str:
     """A short table for the terminal."""
     low, high = report["intervals"]["accuracy"]
@@ -125,6 +118,9 @@ def format_accuracy(report: Mapping[str, Any]) -> str:
     ]
     for kind in ("per_answer_type", "per_question_type"):
         lines += [f"  {name}: {score:.2f}" for name, score in report[kind].items()]
+    for name, control in report["controls"].items():
+        shown = ", ".join(f"{kind} {score:.2f}" for kind, score in control.items())
+        lines.append(f"Without the image, {name}: {shown}")
     if report["empty_answers"]:
         lines.append(f"{report['empty_answers']} answers are empty.")
     return "\n".join(lines)

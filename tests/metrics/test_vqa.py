@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from excitor_mm.data.index import ShardIndex, write_index, write_shard
+from excitor_mm.data.samples import Question, Sample
 from excitor_mm.errors import DataError
 from excitor_mm.evaluate.vqa import evaluate_answers, format_accuracy, read_answered
 from excitor_mm.metrics.vqa import CONTRACTIONS, RULES, Answered, accuracy, normalize, score_answers
-from tests.conftest import make_shards
+from tests.conftest import jpeg, make_shards
 
 
 @pytest.mark.parametrize(("matches", "expected"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (10, 1)])
@@ -165,3 +167,47 @@ def test_groups_and_rules() -> None:
     assert scores.per_question_type == {"is": 0, "what": 100}
     with pytest.raises(DataError, match="official or normalized"):
         score_answers({1: "Yes", 2: "red"}, truth, "lenient")
+
+
+def write_questions(folder: Path, rows: list[tuple[str, str, str, str]]) -> Path:
+    """Shards with a question of each (text, type, answer type, answer of all people)."""
+    samples = [
+        Sample(f"{n:04}", n, jpeg(), (), (Question(n, text, (answer,) * 10, kind, answers),))
+        for n, (text, kind, answers, answer) in enumerate(rows)
+    ]
+    folder.mkdir()
+    write_index(folder, ShardIndex("t", [write_shard(folder / "t-000000.tar", samples)]))
+    return folder
+
+
+def test_controls_are_answers_without_a_look(tmp_path: Path) -> None:
+    training = write_questions(
+        tmp_path / "train",
+        [("Is it red?", "is it", "yes/no", "no")] * 3
+        + [("Is it red?", "is it", "yes/no", "yes")] * 2
+        + [("Which colour?", "which", "other", "teal")] * 2
+        + [("Is it big?", "is it", "yes/no", "yes")] * 4,
+    )
+    test = [
+        ("is it RED? ", "is it", "yes/no", "no"),  # the same text
+        ("Is it new?", "is it", "yes/no", "yes"),  # the type: 6 of 9 say yes
+        ("Which shape?", "which", "other", "circle"),  # the type says teal
+        ("How many?", "how many", "other", "yes"),  # any: yes is commonest
+    ]
+    references = write_questions(tmp_path / "test", test)
+    for name, said in (("real", ["no", "yes", "circle", "yes"]), ("other", ["yes", "yes", "circle", "2"])):
+        rows = [{"question_id": n, "answer": text} for n, text in enumerate(said)]
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    report = evaluate_answers(
+        tmp_path / "real.json", str(references), other_images=tmp_path / "other.json", training=str(training)
+    )
+    assert report["scores"]["accuracy"] == 100
+    assert report["controls"] == {
+        "other images": {"accuracy": 50, "other": 50, "yes/no": 50},
+        "commonest training answer": {"accuracy": 75, "other": 50, "yes/no": 100},
+    }
+    shown = format_accuracy(report)
+    assert "Without the image, commonest training answer: accuracy 75.00, other 50.00, yes/no 100.00" in shown
+    (tmp_path / "fewer.json").write_text('[{"question_id": 0, "answer": "no"}]')
+    with pytest.raises(DataError, match="lack 3 of 4 questions"):
+        evaluate_answers(tmp_path / "real.json", str(references), other_images=tmp_path / "fewer.json")
