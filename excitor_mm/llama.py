@@ -24,6 +24,7 @@ from excitor_mm.config import ExcitorConfig
 from excitor_mm.errors import ConfigError
 from excitor_mm.excitor import Absorbed, Excitor, wide
 from excitor_mm.switches import is_off
+from excitor_mm.vision.tower import side_by_side
 
 CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
 """Upstream's name for the keys and values of earlier tokens; it changed within transformers 5."""
@@ -182,22 +183,24 @@ class ExcitorLlamaForCausalLM(LlamaForCausalLM):
             for name, parameter in excitor.named_parameters()
         }
 
-    def project_visual(self, image: Tensor) -> Tensor:
+    def project_visual(self, *images: Tensor) -> Tensor:
         """Visual prompts as the layers take them, computed once per image.
 
         Args:
-            image: float[B, N, V].
+            images: float[B, N_i, V_i], the tokens of each encoder; N and V are their sums.
 
         Returns:
-            float[B, L, 2, N, R]; with full projections float[B, L, 1, N, V] without a copy.
+            float[B, L, 2, N, R]; with full projections float[B, L, 1, N, V] without a copy for each layer.
         """
-        image = image.to(wide(self.model.norm.weight.dtype))
+        images = tuple(image.to(wide(self.model.norm.weight.dtype)) for image in images)
         blocks = list(self.excitors().values())
         downs = [down for block in blocks if (down := block.visual_down()) is not None]
         if not downs:  # full projections: every layer reads the image itself
-            return image[:, None, None].expand(-1, len(blocks), -1, -1, -1)
-        together = torch.stack(downs).to(image.dtype)  # one product for all layers: [L, 2, R, V]
-        rows = F.linear(image, together.flatten(0, 2)).unflatten(-1, together.shape[:3])  # [B, N, L, 2, R]
+            return side_by_side(images)[:, None, None].expand(-1, len(blocks), -1, -1, -1)
+        together = torch.stack(downs).to(images[0].dtype)  # one product for all layers: [L, 2, R, V]
+        columns = together.flatten(0, 2).split([image.shape[-1] for image in images], dim=-1)
+        products = [F.linear(image, own) for image, own in zip(images, columns, strict=True)]
+        rows = torch.cat(products, dim=1).unflatten(-1, together.shape[:3])  # [B, N, L, 2, R]
         return rows.permute(0, 2, 3, 1, 4).contiguous()
 
 

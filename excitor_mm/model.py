@@ -100,11 +100,10 @@ class ExcitorModel(nn.Module):
             raise AdapterError("The adapter has no encoder, so it cannot see an image: leave the image out.")
         if not self.language.excitors():  # LoRA alone reads no picture
             return None, None
-        tokens = self.tower([pixels.to(self.device) for pixels in pixel_values])
-        visual = self.language.project_visual(tokens)
+        visual = self.language.project_visual(*self.tower.tokens([pixels.to(self.device) for pixels in pixel_values]))
         if image_mask is None or image_mask.all():
             return visual, None
-        return visual, image_mask.to(self.device)[:, None].expand(-1, tokens.shape[1])
+        return visual, image_mask.to(self.device)[:, None].expand(-1, visual.shape[3])
 
     def forward(
         self,

@@ -58,14 +58,26 @@ class VisionTower(nn.Module):
             found.append(F.layer_norm(tokens.float(), tokens.shape[-1:]))
         return found
 
+    def tokens(self, pixels: Sequence[Tensor]) -> list[Tensor]:
+        """What `encode` takes, or what it gave (cached tokens, of any precision) -> float32[B, N, width] each."""
+        found = pixels if pixels[0].ndim == 3 else self.encode(pixels)
+        return [part.float() for part in found]
+
     def forward(self, pixels: Sequence[Tensor]) -> Tensor:
-        """What `encode` takes, or what it gave (cached tokens, of any precision) -> visual prompts float[B, N, V]."""
-        tokens = pixels if pixels[0].ndim == 3 else self.encode(pixels)
-        parts, left = [], 0
-        for encoder, part in zip(self.encoders, tokens, strict=True):
-            parts.append(F.pad(part.float(), (left, self.width - left - encoder.width)))
-            left += encoder.width
-        return torch.cat(parts, dim=1)
+        """What `tokens` takes -> visual prompts float32[B, N, V]."""
+        return side_by_side(self.tokens(pixels))
+
+
+def side_by_side(tokens: Sequence[Tensor]) -> Tensor:
+    """One sequence of the tokens of several encoders, float[B, N_i, V_i] -> float[B, sum of N_i, sum of V_i].
+
+    Each encoder keeps to columns of its own; the others are zero.
+    """
+    width, left, parts = sum(part.shape[-1] for part in tokens), 0, []
+    for part in tokens:
+        parts.append(F.pad(part, (left, width - left - part.shape[-1])))
+        left += part.shape[-1]
+    return torch.cat(parts, dim=1)
 
 
 class _Transforms:

@@ -12,6 +12,7 @@ from excitor_mm.config import ExcitorConfig
 from excitor_mm.errors import ConfigError
 from excitor_mm.excitor import Excitor
 from excitor_mm.llama import ExcitorLlamaForCausalLM
+from excitor_mm.vision.tower import side_by_side
 from tests.conftest import llama_config
 from tests.literal import attention, extra_key, inner_attention
 
@@ -105,6 +106,8 @@ def test_all_layers_project_the_image_as_each_does(visual_rank: int | None) -> N
     image = torch.randn(2, 6, VISUAL)
     alone = [block.project_visual(image) for block in model.excitors().values()]
     torch.testing.assert_close(model.project_visual(image), torch.stack(alone, dim=1))
+    encoders = torch.randn(2, 6, VISUAL - 10), torch.randn(2, 4, 10)
+    torch.testing.assert_close(model.project_visual(*encoders), model.project_visual(side_by_side(encoders)))
 
 
 def test_open_gate_is_not_the_base_model() -> None:
