@@ -132,8 +132,9 @@ class Excitor(nn.Module):
 
         Args:
             words: float[B, T, C], what the frozen k_proj receives.
-            visual: float[B, 2 or 1, N, R] from `project_visual`, or None without images.
-            visual_mask: bool[B, N], False where a sample has no such visual row; None means all True.
+            visual: float[B', 2 or 1, N, R] from `project_visual`, or None without images. Where B' is smaller than B,
+                B / B' successive samples share an image: the beams of one caption.
+            visual_mask: bool[B', N], False where a sample has no such visual row; None means all True.
             absorbed: of the parameters as they are, in the words' dtype; None: made anew.
 
         Returns:
@@ -141,10 +142,11 @@ class Excitor(nn.Module):
         """
         batch, length, _ = words.shape
         absorbed = absorbed or self.absorb(words.dtype)
-        mixed = self._inner_attention(words, visual, visual_mask, absorbed)  # [B, T*H, K + N]
+        mixed = self._inner_attention(words, visual, visual_mask, absorbed)  # [B', n*T*H, K + N]
         if visual is not None:
-            count = len(self.prompts)
-            mixed = torch.cat([mixed[..., :count], mixed[..., count:] @ visual[:, -1]], dim=-1)  # [B, T*H, L]
+            own, seen = mixed.split([len(self.prompts), visual.shape[2]], dim=-1)
+            # contiguous, or else oneDNN copies it transposed in the backward pass, which is slow
+            mixed = torch.cat([own, seen.contiguous() @ visual[:, -1]], dim=-1)  # [B', n*T*H, L]
         mixed = mixed.view(batch * length, self.key_heads, -1).transpose(0, 1)  # [H, B*T, L]
         extra = mixed @ absorbed.values[:, : mixed.shape[-1]]  # (3): [H, B*T, d]
         return extra.transpose(0, 1).reshape(batch, length, -1).to(words.dtype)
@@ -166,20 +168,20 @@ class Excitor(nn.Module):
     def _inner_attention(
         self, words: Tensor, visual: Tensor | None, visual_mask: Tensor | None, absorbed: Absorbed
     ) -> Tensor:
-        """float[B, T*H, K + N]: heads share the visual rows, so they stand in the row dimension of one product."""
-        batch, length, _ = words.shape
+        """float[B', n*T*H, K + N], n = B / B': what shares visual rows stands in the row dimension of one product."""
+        images = len(words) if visual is None else len(visual)
         dtype, count = absorbed.query.dtype, len(self.prompts)
         low = F.linear(words.to(dtype), absorbed.query)  # A T
-        scores = F.linear(low, absorbed.scores).view(batch, length * self.key_heads, -1)  # (1)
+        scores = F.linear(low, absorbed.scores).view(images, -1, absorbed.values.shape[1])  # (1)
         if visual is not None:
-            visual_scores = scores[..., count:] @ visual[:, 0].transpose(1, 2)  # [B, T*H, N]
+            own, visual_query = scores.split([count, visual.shape[3]], dim=-1)
+            visual_scores = visual_query.contiguous() @ visual[:, 0].transpose(1, 2)  # [B', n*T*H, N]
             if visual_mask is not None:
                 visual_scores = visual_scores.masked_fill(~visual_mask[:, None], -torch.inf)
-            scores = torch.cat([scores[..., :count], visual_scores], dim=-1)
+            scores = torch.cat([own, visual_scores], dim=-1)
         else:
             scores = scores[..., :count]
-        exact = torch.promote_types(dtype, torch.float32)  # a softmax in half precision loses small weights
-        return torch.softmax(scores, dim=-1, dtype=exact).to(dtype)
+        return torch.softmax(scores, dim=-1)  # of bfloat16 it is summed in float32 and rounded once
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

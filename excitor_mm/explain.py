@@ -171,7 +171,7 @@ def _recorded(model: ExcitorModel, queries: slice) -> Iterator[list[tuple[Tensor
             before = attention.weights(words, positions)
         shift = (after - before)[0, :, queries].float().abs().sum(dim=-1) / 2
         block = model.language.excitors()[attention.layer_idx]
-        inner = block.inner_attention(words, attention.own_slice(visual))[0, :, queries].float()
+        inner = block.inner_attention(words, attention.own_part(visual))[0, :, queries].float()
         layers.append((inner.transpose(0, 1), shift.T))
 
     hooks = [

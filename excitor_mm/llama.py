@@ -4,14 +4,15 @@ A frozen `LlamaForCausalLM` is loaded as usual; `add_excitors` then puts an `Exc
 the topmost layers. Nothing upstream is copied: attention kernels, masks, caches, beam search, torch.compile
 and gradient checkpointing are transformers' own.
 
-`visual_prompts` and `visual_mask` are named parameters of `forward`, so that `generate` accepts them,
-repeats them for beams and hands them to every decoding step.
+`visual_prompts` and `visual_mask` are named parameters of `forward`, so that `generate` accepts them and hands
+them to every decoding step.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,6 +29,10 @@ from excitor_mm.vision.tower import side_by_side
 
 CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
 """Upstream's name for the keys and values of earlier tokens; it changed within transformers 5."""
+
+
+VisualPrompts = Tensor | Sequence[Tensor] | None
+"""Of the L topmost layers: float[B, L, ...], or unbound one float[B, ...] for each."""
 
 
 class ExcitedKeyProjection(nn.Module):
@@ -65,27 +70,24 @@ class ExcitorAttention(LlamaAttention):
         self,
         hidden_states: Tensor,
         *args: Any,
-        visual_prompts: Tensor | None = None,
+        visual_prompts: VisualPrompts = None,
         visual_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """As upstream; `visual_prompts` is float[B, L, 2 or 1, N, R] and this layer takes its own slice."""
+        """As upstream; this layer takes its own part of `visual_prompts`, see `layer_part`."""
         if not isinstance(self.k_proj, ExcitedKeyProjection):
             return super().forward(hidden_states, *args, **kwargs)
         # Upstream calls k_proj(hidden_states) only. The visual rows wait on the module during this one
         # call, never between calls, so recomputation under checkpointing sees the same rows.
-        self.k_proj.visual = (self.own_slice(visual_prompts), visual_mask)
+        self.k_proj.visual = (self.own_part(visual_prompts), visual_mask)
         try:
             return super().forward(hidden_states, *args, **kwargs)
         finally:
             self.k_proj.visual = (None, None)
 
-    def own_slice(self, visual_prompts: Tensor | None) -> Tensor | None:
-        """This excited layer's part of float[B, L, 2 or 1, N, R]: float[B, 2 or 1, N, R]."""
-        if visual_prompts is None:
-            return None
-        first_excited = self.config.num_hidden_layers - visual_prompts.shape[1]
-        return visual_prompts[:, self.layer_idx - first_excited]
+    def own_part(self, visual_prompts: VisualPrompts) -> Tensor | None:
+        """This excited layer's float[B, 2 or 1, N, R]."""
+        return layer_part(visual_prompts, self.layer_idx, self.config.num_hidden_layers)
 
     def weights(self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], **visual: Any) -> Tensor:
         """The softmax of (5), which fused kernels keep to themselves: float[B, query heads, T, T].
@@ -131,6 +133,13 @@ class ExcitorLlamaForCausalLM(LlamaForCausalLM):
         finally:
             for projection in excited:
                 projection.absorbed = None
+
+    def _expand_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        """As upstream, which repeats every tensor for each beam, but for the visual prompts: beams share theirs."""
+        shared = {name: kwargs.pop(name) for name in ("visual_prompts", "visual_mask") if name in kwargs}
+        ids, expanded = super()._expand_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        expanded.update(shared)
+        return ids, expanded
 
     def add_excitors(self, config: ExcitorConfig, visual_width: int | None) -> None:
         """Freeze this model and put trainable Excitor blocks into its topmost `config.layers` layers.
@@ -202,6 +211,17 @@ class ExcitorLlamaForCausalLM(LlamaForCausalLM):
         products = [F.linear(image, own) for image, own in zip(images, columns, strict=True)]
         rows = torch.cat(products, dim=1).unflatten(-1, together.shape[:3])  # [B, N, L, 2, R]
         return rows.permute(0, 2, 3, 1, 4).contiguous()
+
+
+def layer_part(visual_prompts: VisualPrompts, layer: int, layers: int) -> Tensor | None:
+    """What one of the topmost of `layers` layers takes of the visual prompts: float[B, ...].
+
+    Unbound ones serve training: their gradients are stacked once, where every slice of one tensor would add a
+    gradient of the whole tensor's size.
+    """
+    if isinstance(visual_prompts, Tensor):
+        return visual_prompts[:, layer - layers + visual_prompts.shape[1]]
+    return None if visual_prompts is None else visual_prompts[layer - layers + len(visual_prompts)]
 
 
 def take_rows(

@@ -130,7 +130,7 @@ class ExcitorModel(nn.Module):
         hidden = self.language.model(
             input_ids=input_ids.to(self.device),
             attention_mask=attention_mask.to(self.device),
-            visual_prompts=visual,
+            visual_prompts=None if visual is None else visual.unbind(1),
             visual_mask=mask,
             use_cache=False,
         ).last_hidden_state

@@ -36,7 +36,7 @@ def batch(model: baselines.Baseline, count: int = 4) -> dict:
     return inputs
 
 
-@pytest.mark.parametrize("name", baselines.NAMES)
+@pytest.mark.parametrize("name", baselines.TRAINED)
 def test_what_is_declared_trains_and_nothing_else_does(name: str, run_config: RunConfig) -> None:
     model = make(name, run_config)
     before = {key: p.clone() for key, p in model.named_parameters()}
@@ -56,7 +56,7 @@ def test_what_is_declared_trains_and_nothing_else_does(name: str, run_config: Ru
     assert moved == set(model.trainables())
 
 
-@pytest.mark.parametrize("name", baselines.NAMES)
+@pytest.mark.parametrize("name", baselines.TRAINED)
 def test_only_methods_with_an_image_see_it(name: str, run_config: RunConfig) -> None:
     model = make(name, run_config)
     for key, parameter in model.trainables().items():
@@ -68,7 +68,7 @@ def test_only_methods_with_an_image_see_it(name: str, run_config: RunConfig) -> 
     assert same == (name in ("bare", "lora"))
 
 
-@pytest.mark.parametrize("name", ["llama-adapter", "llava"])
+@pytest.mark.parametrize("name", ["llama-adapter", "llava", "blip2", "git"])
 @pytest.mark.parametrize("beams", [1, 3])
 def test_cached_decoding_equals_uncached_and_batches_equal_singles(
     name: str, beams: int, run_config: RunConfig
@@ -83,6 +83,23 @@ def test_cached_decoding_equals_uncached_and_batches_equal_singles(
     assert torch.equal(together, model.generate(**inputs, decoding=decoding, use_cache=False))
     single = {k: [t[:1] for t in v] if isinstance(v, list) else v[:1] for k, v in inputs.items()}
     assert torch.equal(together[:1], model.generate(**single, decoding=decoding))
+
+
+def test_git_is_as_large_as_the_language_model_and_reads_the_picture(run_config: RunConfig) -> None:
+    model = make("git", run_config)
+    layers = model.language.git.encoder.layer, make("bare", run_config).language.model.layers
+    sizes = [sum(p.numel() for p in stack.parameters()) for stack in layers]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.2)  # it has biases, and no grouped heads
+    inputs = model.processor(images=[Image.new("RGB", (40, 40), colour) for colour in COLOURS[:2]])
+    seen = {}
+
+    def note(_: object, given: tuple, __: object) -> None:
+        seen.setdefault("first", given[0])
+
+    model.language.git.encoder.register_forward_hook(note)
+    model.generate(**inputs, decoding=DecodingConfig(beams=1, max_new_tokens=2))
+    image_tokens = model.tower(inputs["pixel_values"]).shape[1]
+    assert seen["first"].shape[1] == image_tokens + inputs["input_ids"].shape[1]
 
 
 def test_llama_adapter_with_closed_gates_is_the_bare_model(run_config: RunConfig) -> None:

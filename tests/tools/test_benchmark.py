@@ -82,7 +82,8 @@ def test_fewer_excited_layers_are_only_borrowed(run_config: RunConfig) -> None:
 
 def test_curves_are_drawn_from_the_written_figures(tmp_path: Path) -> None:
     rows = [
-        {"title": f"growth of {what}", "facts": {what: value}, "costs": {"excitor": [value / 1e3], "bare": [0.1]}}
+        {"title": f"{kind}, {what}", "facts": {what: value}, "costs": {"excitor": [value / 1e3], "bare": [0.1]}}
+        for kind in ("time", "memory")
         for what, values in GRID.items()
         for value in values
     ]

@@ -9,6 +9,8 @@ In: a run configuration (see `excitor_mm.config`). Out: a model on the same froz
     clipcap         the mean visual token, through an MLP, as 10 tokens before the text
     llava           every visual token, through transformers' own LLaVA projector, before the text
     llava-lora      the same, with LoRA
+    blip2           32 tokens from a Q-Former before the text
+    git             a decoder of its own for image and text, for generating only
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ from torch import nn
 from baselines.base import Baseline, load_parts
 from baselines.llama_adapter import LlamaAdapterModel
 from baselines.prefix import ClipCapMapper, PrefixModel, llava_projector
+from baselines.published import GitSide, QFormerProjector
 from excitor_mm.config import RunConfig
 
-NAMES = ("bare", "lora", "llama-adapter", "clipcap", "llava", "llava-lora")
+TRAINED = ("bare", "lora", "llama-adapter", "clipcap", "llava", "llava-lora", "blip2")
+NAMES = (*TRAINED, "git")
 CLIPCAP_TOKENS = 10  # ClipCap's default
 
 
@@ -49,6 +53,10 @@ def build_baseline(
         return LlamaAdapterModel(parts, config.excitor.layers or shape.num_hidden_layers - 2, config.excitor.prompts)
     if name == "clipcap":
         return PrefixModel(parts, ClipCapMapper(width, shape.hidden_size, CLIPCAP_TOKENS, hidden))
+    if name == "blip2":
+        return PrefixModel(parts, QFormerProjector(width, shape))
+    if name == "git":
+        return GitSide(parts)
     if name.startswith("llava"):
         return PrefixModel(parts, llava_projector(width, shape.hidden_size))
     return Baseline(*parts)

@@ -6,8 +6,8 @@ a head, 0 at first:
 
     out = softmax(Q K^T) V + tanh(gate) softmax(Q K_p^T) V_p,    K_p, V_p = W_k, W_v of (prompts + image)
 
-As published, Q carries its rotary position and K_p none. K_p and V_p are made once for all decoding steps and travel
-as `visual_prompts`, which transformers repeats for beams.
+As published, Q carries its rotary position and K_p none. K_p and V_p are made once for all decoding steps and beams,
+and travel as `visual_prompts`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from baselines.base import Baseline, Parts
+from excitor_mm.llama import VisualPrompts, layer_part
 
 
 class LlamaAdapterModel(Baseline):
@@ -68,7 +69,7 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    visual_prompts: Tensor | None = None,
+    visual_prompts: VisualPrompts = None,
     visual_mask: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
@@ -76,8 +77,9 @@ def _attention(
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     if visual_prompts is None or not hasattr(module, "adapter_gate"):
         return output, None
-    first = module.config.num_hidden_layers - visual_prompts.shape[1]
-    keys, values = visual_prompts[:, module.layer_idx - first].unbind(1)
+    own = layer_part(visual_prompts, module.layer_idx, module.config.num_hidden_layers)
+    assert own is not None
+    keys, values = own.repeat_interleave(len(query) // len(own), dim=0).unbind(1)  # a row for each beam
     added = F.scaled_dot_product_attention(query, keys, values, enable_gqa=True).transpose(1, 2)
     return output + torch.tanh(module.adapter_gate).to(added.dtype)[:, None] * added, None
 

@@ -30,7 +30,7 @@ def seconds(model: ExcitorModel, words: dict[str, Tensor], tokens: list[Tensor],
 
 def prefill(options: Namespace) -> list[Comparison]:
     """Prompt to first token."""
-    models = _models(options, "llama-adapter", "clipcap", "llava", "bare")
+    models = _models(options, "llama-adapter", "clipcap", "blip2", "git", "llava", "bare")
     ours = models["excitor"]
     words, tokens = text(ours, options.batch_size), random_tokens(ours, options.batch_size, options.image_tokens)
 
@@ -73,7 +73,7 @@ def _steps(model: ExcitorModel, words: dict[str, Tensor], tokens: list[Tensor], 
 
 def generate(options: Namespace) -> list[Comparison]:
     """Prefill and decode together, from visual tokens to the last new token."""
-    models = _models(options, "bare", "llama-adapter", "clipcap", "llava")
+    models = _models(options, "bare", "llama-adapter", "clipcap", "blip2", "git", "llava")
     batch = options.batch_size
     words, tokens = text(models["excitor"], batch), random_tokens(models["excitor"], batch, options.image_tokens)
 

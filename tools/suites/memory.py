@@ -22,7 +22,7 @@ from suites.models import load_other, load_ours, random_tokens, text
 def memory(options: Namespace) -> list[Comparison]:
     """Each call runs in a fresh process. "above the weights" leaves out what loading alone takes."""
     sides: dict[str, Side] = {}
-    for name in ("excitor", "bare", "llama-adapter", "clipcap", "llava"):
+    for name in ("excitor", "bare", "llama-adapter", "clipcap", "blip2", "llava"):
         sides[name] = partial(_in_a_process, _generate, options, name)
     facts = {"batch": options.batch_size, "image tokens": options.image_tokens, "new tokens": options.new_tokens}
     peaks = Comparison("peak memory", sides, 1, "process", "MiB", facts, warm_up=False)
@@ -55,17 +55,18 @@ def peak() -> float:
 
 
 def _load(options: Namespace, name: str) -> float:
-    _model(options, name)
+    load_side(options, name)
     return peak()
 
 
-def _model(options: Namespace, name: str) -> ExcitorModel:  # noqa: ANN202
+def load_side(options: Namespace, name: str) -> ExcitorModel:
+    """A model by the name of its side."""
     ours = load_ours(options.adapter, options.dtype)
     return ours if name == "excitor" else load_other(name, ours, options.dtype)
 
 
 def _generate(options: Namespace, name: str) -> float:
-    model = _model(options, name)
+    model = load_side(options, name)
     tokens = random_tokens(model, options.batch_size, options.image_tokens)
     seconds(model, text(model, options.batch_size), tokens, options.new_tokens)
     return peak()

@@ -22,7 +22,7 @@ from excitor_mm.prepare import build_for_training
 from suites.measure import Comparison, Side
 from suites.models import chosen
 
-OTHERS = ("llama-adapter", "clipcap", "llava", "lora")
+OTHERS = ("llama-adapter", "clipcap", "blip2", "llava", "lora")
 
 
 def train_step(options: Namespace) -> list[Comparison]:
