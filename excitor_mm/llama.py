@@ -136,7 +136,8 @@ class ExcitorLlamaForCausalLM(LlamaForCausalLM):
 
     def _expand_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
         """As upstream, which repeats every tensor for each beam, but for the visual prompts: beams share theirs."""
-        shared = {name: kwargs.pop(name) for name in ("visual_prompts", "visual_mask") if name in kwargs}
+        names = [name for name in ("visual_prompts", "visual_mask") if name in kwargs]
+        shared: dict[str, Any] = {name: kwargs.pop(name) for name in names}
         ids, expanded = super()._expand_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         expanded.update(shared)
         return ids, expanded

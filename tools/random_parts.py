@@ -33,7 +33,8 @@ def main() -> None:
     parser.add_argument("--inner-width", type=int, default=11008)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--heads", type=int, default=32)
-    parser.add_argument("--encoder", default="ViT-L-14-336", help="open_clip's name")
+    parser.add_argument("--library", choices=["open_clip", "timm"], default="open_clip", help="of the encoder")
+    parser.add_argument("--encoder", default="ViT-L-14-336", help="the library's name")
     parser.add_argument("--shards", default="data/sample/train", help="whose captions fill the palette")
     options = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(default_path(TOKENIZER))
@@ -57,7 +58,7 @@ def main() -> None:
     del language
     config = RunConfig(
         language=LanguageConfig(path=str(options.output / "language"), dtype="bfloat16"),
-        vision=[EncoderConfig("open_clip", options.encoder, None)],
+        vision=[EncoderConfig(options.library, options.encoder, None)],
         excitor=ExcitorConfig(layers=max(1, options.layers - 2)),
         prompt=PromptConfig(template="palette"),
         data=DataConfig(train=options.shards),
