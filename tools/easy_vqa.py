@@ -2,8 +2,9 @@
 
 python tools/easy_vqa.py --output data/easy-vqa
 
-48,248 questions about 5,000 drawings of one coloured shape. The last 100 training images become the split val. Each
-answer stands ten times, as in VQAv2.
+48,248 questions about 5,000 drawings of one coloured shape, three of four for a yes or no. The last 100 training
+images become the split val. Each answer stands ten times, as in VQAv2. open_questions.json and open_answers.json are
+those of a split that are not for a yes or no, to train on them more often.
 """
 
 from __future__ import annotations
@@ -56,8 +57,12 @@ def write_split(archive: zipfile.ZipFile, source: str, images: range, folder: Pa
     for image_id in images:
         content = archive.read(f"easy_vqa/data/{source}/images/{image_id}.png")
         write_bytes(folder / "images" / f"{image_id}.png", content)
-    write_text(folder / "questions.json", json.dumps({"data_subtype": "", "questions": asked}))
-    write_text(folder / "answers.json", json.dumps({"annotations": answered}))
+    both = list(zip(asked, answered, strict=True))
+    chosen = {"": both, "open_": [(ask, answer) for ask, answer in both if answer["answer_type"] == "other"]}
+    for prefix, rows in chosen.items():
+        questions = {"data_subtype": "", "questions": [ask for ask, _ in rows]}
+        write_text(folder / f"{prefix}questions.json", json.dumps(questions))
+        write_text(folder / f"{prefix}answers.json", json.dumps({"annotations": [answer for _, answer in rows]}))
     return len(asked)
 
 
