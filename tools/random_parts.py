@@ -14,8 +14,12 @@ import dataclasses
 import json
 from pathlib import Path
 
+import open_clip
+import timm
 import torch
 import yaml
+from safetensors.torch import save_file
+from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from excitor_mm.config import DataConfig, EncoderConfig, ExcitorConfig, LanguageConfig, PromptConfig, RunConfig
@@ -56,9 +60,11 @@ def main() -> None:
     language.save_pretrained(options.output / "language")
     tokenizer.save_pretrained(options.output / "language")
     del language
+    encoder = options.output / "encoder.safetensors"
+    save_file(random_encoder(options.library, options.encoder), encoder)
     config = RunConfig(
         language=LanguageConfig(path=str(options.output / "language"), dtype="bfloat16"),
-        vision=[EncoderConfig(options.library, options.encoder, None)],
+        vision=[EncoderConfig(options.library, options.encoder, str(encoder.resolve()))],
         excitor=ExcitorConfig(layers=max(1, options.layers - 2)),
         prompt=PromptConfig(template="palette"),
         data=DataConfig(train=options.shards),
@@ -67,6 +73,12 @@ def main() -> None:
     (options.output / "run.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     build_for_training(config).save_pretrained(options.output / "adapter")
     print(options.output / "adapter")
+
+
+def random_encoder(library: str, name: str) -> dict[str, Tensor]:
+    """Tensors as the library's own weights files hold them."""
+    net = open_clip.create_model(name) if library == "open_clip" else timm.create_model(name, num_classes=0)
+    return {key: tensor.contiguous() for key, tensor in net.state_dict().items()}
 
 
 if __name__ == "__main__":
