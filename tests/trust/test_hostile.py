@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
 import pickle
-import resource
 import struct
 import subprocess
 import sys
 import tarfile
-import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
-from safetensors.torch import load_file
 
-from excitor_mm.adapter import CONFIG, TENSORS, load_config, load_tensors, save_adapter
-from excitor_mm.cli import main
-from excitor_mm.config import RunConfig
 from excitor_mm.data.annotations import read_records
 from excitor_mm.data.coco import Source
 from excitor_mm.data.images import BadImage, load_image
 from excitor_mm.data.instructions import read_instructions
 from excitor_mm.data.samples import BadSample, parse_sample
 from excitor_mm.data.shards import BadRecord, list_shards, read_shard
-from excitor_mm.errors import AdapterError, DataError, ExcitorError
-from excitor_mm.files import write_bytes, write_folder
-from excitor_mm.prepare import build_for_training
-from excitor_mm.train import train
+from excitor_mm.errors import DataError
 from tests.conftest import jpeg, make_shards
 from tests.data.test_stream import members
 from tests.trust import fuzz
@@ -203,104 +192,6 @@ def test_annotations_the_fuzz_run_found(tmp_path: Path, name: str, hostile: obje
         readers[name]()
 
 
-@pytest.fixture
-def adapter(run_config: RunConfig, tmp_path: Path) -> Path:
-    build_for_training(run_config).save_pretrained(tmp_path / "adapter")
-    return tmp_path / "adapter"
-
-
-def hostile_tensors(kind: str, good: bytes) -> bytes:
-    length = struct.unpack("<Q", good[:8])[0]
-    header = json.loads(good[8 : 8 + length])
-    if kind == "huge header":
-        return struct.pack("<Q", 2**62) + good[8:]
-    if kind == "overlapping offsets":
-        for facts in header.values():
-            facts["data_offsets"][0] = 0
-    if kind == "offsets beyond the file":
-        for facts in header.values():
-            facts["data_offsets"][1] += 2**40
-    if kind == "shape that overflows":
-        for facts in header.values():
-            facts["shape"] = [2**40, 2**40]
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + good[8 + length :]
-
-
-@pytest.mark.parametrize(
-    "kind", ["huge header", "overlapping offsets", "offsets beyond the file", "shape that overflows"]
-)
-def test_hostile_tensors_are_damage(adapter: Path, kind: str) -> None:
-    expected = load_file(adapter / TENSORS)
-    (adapter / TENSORS).write_bytes(hostile_tensors(kind, (adapter / TENSORS).read_bytes()))
-    with pytest.raises(AdapterError, match="damaged"):
-        load_tensors(adapter / TENSORS, expected)
-
-
-def test_pickles_in_an_adapter_folder_are_never_opened(adapter: Path, tmp_path: Path) -> None:
-    marker, expected = tmp_path / "executed", load_file(adapter / TENSORS)
-    bomb = pickle.dumps(Bomb(marker))
-    for name in ("pytorch_model.bin", "adapter_model.bin", "training_args.bin", "excitor.pkl"):
-        (adapter / name).write_bytes(bomb)
-    assert load_tensors(adapter / TENSORS, expected).keys() == expected.keys()
-    (adapter / TENSORS).write_bytes(bomb)
-    with pytest.raises(AdapterError, match="damaged"):
-        load_tensors(adapter / TENSORS, expected)
-    torch.save({"gate": torch.zeros(1)}, adapter / TENSORS)
-    with pytest.raises(AdapterError, match="damaged"):
-        load_tensors(adapter / TENSORS, expected)
-    assert not marker.exists()
-
-
-@pytest.mark.parametrize(
-    "edit", ["[" * 100_000, '{"format_version": 99}', "[]", "{}", '{"format_version": "x"}', "\0"]
-)
-def test_hostile_adapter_configs(adapter: Path, edit: str) -> None:
-    (adapter / CONFIG).write_text(edit)
-    with pytest.raises(AdapterError):
-        load_config(adapter)
-
-
-def test_a_number_that_no_float_holds_is_refused(adapter: Path) -> None:
-    values = json.loads((adapter / CONFIG).read_text())
-    (adapter / CONFIG).write_text(json.dumps(replaced(values, "decoding", "temperature", by=10**400)))
-    with pytest.raises(AdapterError, match="too large"):
-        load_config(adapter)
-
-
-def aliases(levels: int) -> str:
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, levels)]
-    return "\n".join(lines) + f"\ntrain:\n  trackers: *a{levels - 1}\n"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "train: !!python/object/apply:pathlib.Path.touch [executed]\n",
-        "train: !!python/name:os.system\n",
-        aliases(12),
-        "train: " + "[" * 20_000,
-        "train: {steps: " + "9" * 5000 + "}\n",
-        "train:\n  output: caf\udce9\n",
-        "data:\n  train: 'pipe:touch executed'\n",
-        "train: {learning_rate: " + "9" * 400 + "}\n",
-        "\0",
-    ],
-    ids=["tag", "name", "aliases", "nesting", "number", "latin-1", "pipe", "float", "nul"],
-)
-def test_hostile_configurations(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "run.yaml").write_bytes(text.encode("utf-8", "surrogateescape"))
-    try:
-        status = main(["train", "--config", "run.yaml", "--train.output", "run", "--train.device", "cpu"])
-    except SystemExit as stop:
-        status = int(stop.code or 0)
-    error = capsys.readouterr().err
-    assert (status, "Traceback" in error, len(error) < 3000) == (2, False, True)
-    assert [item.name for item in tmp_path.iterdir()] == ["run.yaml"]
-
-
 def test_an_index_names_files_of_its_own_folder(tmp_path: Path) -> None:
     folder = make_shards(tmp_path / "s", [2])
     for name in ("../s/tiny-000000.tar", "/etc/passwd", "..", "x#sha256=0.tar"):
@@ -325,87 +216,6 @@ def test_the_largest_picture_and_a_bomb_keep_within_two_gigabytes() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
-
-
-@contextlib.contextmanager
-def small_disk() -> Iterator[None]:
-    """No file of this process may grow above 16 kB, as on a disk that is full. Not a fixture: pytest writes its own
-    report, which may be a longer file, before it leaves a fixture."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_full_disk_is_a_sentence_and_leaves_what_was_there(tmp_path: Path) -> None:
-    write_bytes(tmp_path / "file", b"old")
-    write_folder(tmp_path / "folder", {"file": b"old"})
-    with small_disk(), pytest.raises(DataError, match="cannot be written"):
-        write_bytes(tmp_path / "file", bytes(20_000))
-    with small_disk(), pytest.raises(DataError, match="cannot be written"):
-        write_folder(tmp_path / "folder", {"file": b"new", "large": bytes(20_000)})
-    assert (tmp_path / "file").read_bytes() == b"old"
-    assert [(item.name, item.read_bytes()) for item in (tmp_path / "folder").iterdir()] == [("file", b"old")]
-    assert sorted(item.name for item in tmp_path.iterdir()) == ["file", "folder"]
-
-
-def test_a_run_on_a_full_disk_ends_with_a_sentence_and_can_be_resumed(run_config: RunConfig) -> None:
-    """The disk fills up after the first checkpoint."""
-    from tests.invariants.test_training import change
-
-    config = change(run_config, save_every=1, log_every=1)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    output = Path(config.train.output)
-
-    def fill() -> None:
-        while not (output / "checkpoints" / "step-00000001" / "manifest.json").exists():
-            pass
-        resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
-
-    filler = threading.Thread(target=fill)
-    filler.start()
-    try:
-        with pytest.raises(DataError, match="cannot be written"):
-            train(change(config, steps=40))
-    finally:
-        filler.join()
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert train(change(config, steps=40, log_every=100, save_every=100), resume=True) == output / "best"
-
-
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which nobody may write: /proc")
-def test_a_folder_that_cannot_be_written_is_a_sentence(run_config: RunConfig) -> None:
-    from tests.invariants.test_training import change
-
-    for write in (
-        lambda: write_bytes(Path("/proc/excitor-mm/file"), b""),
-        lambda: write_folder(Path("/proc/excitor-mm"), {}),
-        lambda: train(change(run_config, output="/proc/excitor-mm")),
-    ):
-        with pytest.raises(ExcitorError, match="cannot be written"):
-            write()
-
-
-def test_an_adapter_is_whole_while_it_is_replaced(adapter: Path) -> None:
-    """As `caption` sees it when a training writes its best adapter anew."""
-    config, tensors = load_config(adapter), load_file(adapter / TENSORS)
-    ended = threading.Event()
-
-    def write() -> None:
-        while not ended.is_set():
-            save_adapter(adapter, config, tensors)
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        for _ in range(150):
-            assert load_config(adapter) == config
-            assert load_tensors(adapter / TENSORS, tensors).keys() == tensors.keys()
-    finally:
-        ended.set()
-        writer.join()
 
 
 def test_the_fuzz_run_finds_nothing() -> None:
