@@ -55,7 +55,7 @@ def check_folder(output: Path, config: RunConfig, resume: bool, overwrite: bool)
     if resume:
         if not any(_checkpoints(output)):
             raise ConfigError(f"{output} has no checkpoint to resume from: start it without --resume.")
-        _same(yaml.safe_load((output / CONFIG).read_text(encoding="utf-8")), _values(config), output / CONFIG)
+        check_same(yaml.safe_load((output / CONFIG).read_text(encoding="utf-8")), plain(config), output / CONFIG)
     elif _holds(output):
         if not overwrite:
             raise ConfigError(f"{output} holds a run already: add --resume or --overwrite, or change train.output.")
@@ -77,7 +77,7 @@ def claim_folder(output: Path, config: RunConfig, resume: bool, overwrite: bool)
                 shutil.rmtree(item)
             else:
                 item.unlink()
-    write_text(output / CONFIG, yaml.safe_dump(_values(config), sort_keys=False))
+    write_text(output / CONFIG, yaml.safe_dump(plain(config), sort_keys=False))
 
 
 def _holds(output: Path) -> list[Path]:
@@ -85,12 +85,17 @@ def _holds(output: Path) -> list[Path]:
     return [item for item in output.iterdir() if item.name != LOCK] if output.exists() else []
 
 
-def _values(config: RunConfig) -> dict[str, Any]:
+def plain(config: RunConfig) -> dict[str, Any]:
+    """A configuration as a file holds it."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def _same(saved: Any, values: dict[str, Any], path: Path) -> None:
-    """Refuse to go on with other settings, naming them."""
+def check_same(saved: Any, values: dict[str, Any], path: Path) -> None:
+    """Refuse to go on with other settings than those saved in `path`, naming them; keys of `FREE` may differ.
+
+    Raises:
+        ConfigError: there are some.
+    """
     changed = [
         f"{group}.{key}"
         for group, wanted in values.items()

@@ -17,9 +17,7 @@ from excitor_mm.errors import ExcitorError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # decoding processes are forked
+    quieten()
     try:
         options = make_parser().parse_args(arguments)
         words = []
@@ -40,6 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         what = error.filename or "A file"
         log(f"excitor-mm: {what} cannot be used ({error.strerror or error}): check the path and the free space.")
         return 2
+
+
+def quieten() -> None:
+    """Let libraries say nothing that is no error; before they are imported, and for child processes, too."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # decoding processes are forked
 
 
 def run() -> None:

@@ -90,8 +90,8 @@ class PromptConfig:
     """`chat` (the language model's own), a name in prompts.py, or a text with {question}, {context} and {palette}."""
     palette_size: NonNegativeInt = 45
     """Number of words of the training answers that fill `{palette}`; used only if a template holds it."""
-    palette_choice: Literal["frequent", "spread"] = "frequent"
-    """The most frequent words, or words drawn evenly over the frequency list."""
+    palette_choice: Literal["frequent", "shuffled", "spread", "random"] = "frequent"
+    """The most frequent words, in order or shuffled; or some of all usual words, evenly or at random."""
     system: str = ""
     """What stands before the first turn; in a chat template it replaces the template's own."""
     scienceqa: str = "QCM-A"

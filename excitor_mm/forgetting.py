@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from excitor_mm.data.mmlu import SHOTS, read_mmlu
+from excitor_mm.data.pipeline import stack_pixels
 from excitor_mm.errors import DataError
 from excitor_mm.evaluate.reports import FILE, make_report, write_report_files
 from excitor_mm.files import read_json, read_rows, write_json
@@ -65,10 +66,9 @@ def measure_forgetting(
     Raises:
         DataError: files that cannot be used, or rows of other settings in `output`.
     """
-    visual = None
-    if image is not None:
-        visual, _ = model.visual_prompts([pixels[None] for pixels in model.processor.pixels(image)])
-    content = _read_text(text)
+    pixels = None if image is None else model.processor.pixels(image)
+    visual, _ = model.visual_prompts(**stack_pixels([pixels]))
+    content = read_text(text)
     subjects = read_mmlu(mmlu, per_subject) if mmlu is not None else []
     settings = {
         "adapter": adapter,
@@ -106,7 +106,12 @@ def measure_forgetting(
     return report
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A text long enough for a perplexity.
+
+    Raises:
+        DataError: it is not, or no UTF-8.
+    """
     try:
         content = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -176,7 +181,7 @@ def _continuations(model: ExcitorModel, content: str, visual: Tensor | None, bat
     found = []
     for start in range(0, len(paragraphs), batch_size):
         ids = torch.tensor(paragraphs[start : start + batch_size], device=model.device)
-        seen = None if visual is None else visual.expand(len(ids), -1, -1, -1, -1)
+        seen = None if visual is None else visual.expand(len(ids), *visual.shape[1:])
         options: dict[str, Any] = {
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),

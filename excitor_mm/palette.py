@@ -6,6 +6,7 @@ are what it paints with. In: words, as often as they occur. Out: the chosen ones
 
 from __future__ import annotations
 
+import random
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -32,8 +33,9 @@ def choose_palette(words: Iterable[str], size: int, choice: str = "frequent") ->
     Args:
         words: of the training answers, each as often as it occurs; see `content_words`.
         size: number of words; fewer when there are fewer.
-        choice: "frequent", or "spread": as many words, evenly spaced over the frequency list of all words
-            seen at least three times.
+        choice: "frequent"; "shuffled": the same words in another order, always the same one; "spread": as many words,
+            evenly spaced over the frequency list of all words seen at least three times; "random": drawn from that
+            list, always the same ones.
 
     Raises:
         ConfigError: an unknown choice, or no word.
@@ -44,8 +46,12 @@ def choose_palette(words: Iterable[str], size: int, choice: str = "frequent") ->
         raise ConfigError("The training answers hold no content word: a palette prompt needs some.")
     if choice == "frequent":
         return tuple(ranked[:size])
+    if choice == "shuffled":
+        return tuple(random.Random(0).sample(ranked[:size], len(ranked[:size])))
+    usual = [word for word in ranked if counts[word] >= 3] or ranked
+    if choice == "random":
+        return tuple(random.Random(0).sample(usual, min(size, len(usual))))
     if choice == "spread":
-        usual = [word for word in ranked if counts[word] >= 3] or ranked
         step = max(1.0, len(usual) / size)
         return tuple(usual[int(index * step)] for index in range(min(size, len(usual))))
-    raise ConfigError(f"prompt.palette_choice is {choice!r}: choose frequent or spread.")
+    raise ConfigError(f"prompt.palette_choice is {choice!r}: choose frequent, shuffled, spread or random.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 from excitor_mm.adapter import load_config
@@ -15,9 +16,21 @@ from excitor_mm.model import ExcitorModel, build_model
 from excitor_mm.palette import choose_palette
 from excitor_mm.prompts import CAPTION_INSTRUCTION, PALETTE, TEMPLATES, Turn
 
+Build = Callable[[RunConfig, Prompts], ExcitorModel]
+"""Loads a run's frozen parts and puts fresh trainable ones in; another method than Excitor brings its own."""
 
-def build_for_training(config: RunConfig) -> ExcitorModel:
-    """The frozen parts, and Excitor blocks: fresh ones, or those of the adapter `train.start`.
+
+def build_excitor(config: RunConfig, prompts: Prompts) -> ExcitorModel:
+    """See `build_model`."""
+    return build_model(config.language, config.vision, config.excitor, prompts, config.decoding, config.lora)
+
+
+def build_for_training(config: RunConfig, build: Build = build_excitor) -> ExcitorModel:
+    """The frozen parts, and trainable ones: fresh ones, or those of the adapter `train.start`.
+
+    Args:
+        config: of the run.
+        build: of the method.
 
     Raises:
         ConfigError: another base, or blocks of other sizes, than the adapter to start from; cached tokens of other
@@ -25,7 +38,7 @@ def build_for_training(config: RunConfig) -> ExcitorModel:
     """
     started = load_config(Path(config.train.start)) if config.train.start else None
     prompts = _prompts(config, started.prompts if started else None)
-    model = build_model(config.language, config.vision, config.excitor, prompts, config.decoding, config.lora)
+    model = build(config, prompts)
     if started is not None:
         for name in ("language_fingerprint", "vision_fingerprint", "excitor", "lora"):
             if getattr(model.config, name) != getattr(started, name):

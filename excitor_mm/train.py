@@ -35,19 +35,20 @@ from excitor_mm.language import choose_device
 from excitor_mm.metrics.java import find_java
 from excitor_mm.model import ExcitorModel
 from excitor_mm.parallel import StopSignals, agree, local, on_main, shard_frozen, share_parameters, whole
-from excitor_mm.prepare import build_for_training
+from excitor_mm.prepare import Build, build_excitor, build_for_training
 from excitor_mm.report import write_training_report
 from excitor_mm.step import make_scaler, train_step
 from excitor_mm.validate import SCORES, validate
 
 
-def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> Path:
+def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False, build: Build = build_excitor) -> Path:
     """Run a training to its end.
 
     Args:
         config: of the run.
         resume: go on from the run folder's checkpoint.
         overwrite: delete an older run of the same name.
+        build: makes the model; another method than Excitor brings its own.
 
     Returns:
         The best adapter folder.
@@ -66,7 +67,7 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
     check_run(config, accelerator.num_processes)
     on_main(accelerator, lambda: check_folder(output, config, resume, overwrite))
     torch.manual_seed(settings.seed)
-    model = build_for_training(config).to(accelerator.device)
+    model = build_for_training(config, build).to(accelerator.device)
     with contextlib.ExitStack() as stack:
 
         def claim() -> None:  # last of all that can fail, because it may delete an older run
@@ -101,7 +102,7 @@ def _run(config: RunConfig, model: ExcitorModel, accelerator: Accelerator, outpu
     with StopSignals() as signals, progress as bar:
         ended, stopping = state.step >= settings.steps or state.out_of_patience(settings.patience), 0
         while not ended and not stopping:
-            rate = set_learning_rate(optimizer, state.step, config)
+            rate, begun = set_learning_rate(optimizer, state.step, config), time.monotonic()
             window = windows.next()
             tokens, stopping = agree(accelerator, window.tokens, window.error, signals.received)
             torch.manual_seed(stable_hash(settings.seed, state.step, accelerator.process_index))
@@ -116,6 +117,7 @@ def _run(config: RunConfig, model: ExcitorModel, accelerator: Accelerator, outpu
             bar.advance(note=f"loss {facts.loss:.3f}, rate {rate:.1e}, {shown}")
             if state.step % settings.log_every == 0:
                 row = {"loss": facts.loss, "learning_rate": rate, "grad_norm": facts.norm, **speed}
+                row["step_seconds"] = time.monotonic() - begun  # of this step alone, its batch included
                 gates = [block.gate.abs().mean().item() for block in model.language.excitors().values()]
                 row |= {"shortened": shortened} if shortened else {}  # prompts of this process
                 state.note(accelerator, {**row, "gates": gates})

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from excitor_mm.config import DecodingConfig, RunConfig
-from excitor_mm.data.pipeline import IGNORE
+from excitor_mm.adapter import AdapterConfig
+from excitor_mm.config import DecodingConfig, EncoderConfig, ExcitorConfig, LanguageConfig, Prompts, RunConfig
+from excitor_mm.data.pipeline import IGNORE, stack_pixels
+from excitor_mm.errors import AdapterError, ConfigError
+from excitor_mm.llama import ExcitorLlamaForCausalLM
+from excitor_mm.vision.tower import load_tower
 from tests.conftest import COLOURS, llama_config
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 import baselines  # noqa: E402 - lies beside the tools
+from baselines.base import Parts  # noqa: E402
 from baselines.prefix import PrefixModel  # noqa: E402
 
 
 def make(name: str, config: RunConfig) -> baselines.Baseline:
     torch.manual_seed(0)
-    return baselines.build_baseline(name, config, ("red", "square")).eval()
+    prompts = Prompts(config.templates(), ["red", "square"])
+    return baselines.build_baseline(name, config, prompts).eval()
 
 
 def batch(model: baselines.Baseline, count: int = 4) -> dict:
@@ -105,6 +112,66 @@ def test_git_is_as_large_as_the_language_model_and_reads_the_picture(run_config:
 def test_llama_adapter_with_closed_gates_is_the_bare_model(run_config: RunConfig) -> None:
     inputs = batch(make("bare", run_config))
     assert torch.equal(make("llama-adapter", run_config)(**inputs)[0], make("bare", run_config)(**inputs)[0])
+
+
+@pytest.mark.parametrize("name", ["llama-adapter", "clipcap", "llava-lora"])
+def test_a_saved_folder_gives_the_same_model_again(name: str, run_config: RunConfig, tmp_path: Path) -> None:
+    model, again = make(name, run_config), make(name, run_config)
+    for parameter in model.trainables().values():
+        parameter.data.add_(0.1)
+    model.save_pretrained(tmp_path / "best")
+    again.load_tensors(tmp_path / "best")
+    inputs = batch(model)
+    assert torch.equal(model(**inputs)[0], again(**inputs)[0])
+    with pytest.raises(AdapterError, match="missing"):
+        make("lora", run_config).load_tensors(tmp_path / "best")
+
+
+@pytest.mark.parametrize("name", ["lora", "llama-adapter", "llava-lora"])
+def test_without_a_picture_what_is_trained_acts_and_the_base_model_does_not_see_it(
+    name: str, run_config: RunConfig
+) -> None:
+    model = make(name, run_config)
+    for parameter in model.trainables().values():
+        parameter.data.add_(0.1)
+    ids = batch(model)["input_ids"]
+    visual, _ = model.visual_prompts(**stack_pixels([None] * len(ids)))
+    bare = make("bare", run_config).language(ids).logits
+    assert not torch.equal(model.language(ids, visual_prompts=visual).logits, bare)
+    with model.base_model():
+        assert torch.equal(model.language(ids, visual_prompts=visual).logits, bare)
+
+
+@pytest.fixture(scope="module")
+def parts() -> Parts:
+    """The shapes of the default parts."""
+    shape = {"hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536}
+    with torch.device("meta"):
+        language = ExcitorLlamaForCausalLM(LlamaConfig(**shape, num_hidden_layers=30, vocab_size=300))
+    tower = load_tower([EncoderConfig(weights=None), EncoderConfig(model="vit_small_patch14_dinov2", weights=None)])
+    language.requires_grad_(False)
+    described = AdapterConfig(
+        LanguageConfig(),
+        "",
+        [],
+        "",
+        ExcitorConfig(layers=28),
+        Prompts({"caption": "palette"}, ["red"]),
+        DecodingConfig(),
+    )
+    return Parts(tower, language, None, described)
+
+
+@pytest.mark.parametrize("name", ["llama-adapter", "clipcap", "llava", "lora", "llava-lora"])
+def test_sizes_are_chosen_for_equal_numbers_of_parameters(name: str, parts: Parts) -> None:
+    ours = copy.deepcopy(parts.language)
+    ours.add_excitors(parts.config.excitor, parts.tower.width)
+    wanted = sum(p.numel() for p in ours.excitor_tensors().values())
+    size = baselines.equal_size(name, parts, wanted)
+    model = baselines.add_method(name, copy.deepcopy(parts), size)
+    assert 0.9 * wanted <= sum(p.numel() for p in model.trainables().values()) <= 1.1 * wanted
+    with pytest.raises(ConfigError, match="not within 10 %"):
+        baselines.equal_size(name, parts, 1000)
 
 
 def test_the_llava_side_is_transformers_llava(run_config: RunConfig) -> None:

@@ -15,58 +15,82 @@ In: a run configuration (see `excitor_mm.config`). Out: a model on the same froz
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
 
-from torch import nn
-
-from baselines.base import Baseline, load_parts
+from baselines.base import Baseline, Parts, load_parts
 from baselines.llama_adapter import LlamaAdapterModel
 from baselines.prefix import ClipCapMapper, PrefixModel, llava_projector
 from baselines.published import GitSide, QFormerProjector
-from excitor_mm.config import RunConfig
+from excitor_mm.config import LoraConfig, Prompts, RunConfig
+from excitor_mm.errors import ConfigError
+from excitor_mm.lora import add_lora
 
 TRAINED = ("bare", "lora", "llama-adapter", "clipcap", "llava", "llava-lora", "blip2")
 NAMES = (*TRAINED, "git")
 CLIPCAP_TOKENS = 10  # ClipCap's default
 
 
-def build_baseline(
-    name: str, config: RunConfig, palette: Sequence[str], *, rank: int = 16, hidden: int = 576
-) -> Baseline:
+def build_baseline(name: str, config: RunConfig, prompts: Prompts, size: int | None = None) -> Baseline:
     """One of `NAMES` with fresh trainable parts; seed torch beforehand.
 
     Args:
         name: of the method.
-        config: its language model, encoders, prompt and decoding are used; for llama-adapter also the number of
-            layers and prompts of its `excitor`.
-        palette: words that fill `{palette}` in the prompt.
-        rank: of LoRA.
-        hidden: width between the two layers of ClipCap's mapper; it decides how many parameters train.
+        config: its language model, encoders and decoding are used; for llama-adapter also the number of layers of
+            its `excitor`.
+        prompts: of its tasks.
+        size: what decides how many parameters train: the prompts a layer of llama-adapter (None: as many as the
+            Excitor's), the rank of LoRA (16), the width between the two layers of clipcap's mapper (576) and of
+            llava's projector (the language model's).
     """
     if name not in NAMES:
-        raise ValueError(f"the method is {name!r}: choose one of {', '.join(NAMES)}")
-    parts = load_parts(config, palette)
-    width, shape = parts.tower.width, parts.language.config
+        raise ConfigError(f"The method is {name!r}: choose one of {', '.join(NAMES)}.")
+    return add_method(name, load_parts(config, prompts), size)
+
+
+def add_method(name: str, parts: Parts, size: int | None) -> Baseline:
+    """The method's trainable parts on frozen ones; see `build_baseline`."""
+    shape, excitor = parts.language.config, parts.config.excitor
+    width, model_width = parts.tower.width, shape.hidden_size
     if name.endswith("lora"):
-        add_lora(parts.language, rank)
+        add_lora(parts.language, LoraConfig(rank=size or 16, alpha=size or 16))
     if name == "llama-adapter":
-        return LlamaAdapterModel(parts, config.excitor.layers or shape.num_hidden_layers - 2, config.excitor.prompts)
+        layers = excitor.layers or shape.num_hidden_layers - 2
+        return LlamaAdapterModel(parts, layers, size or excitor.prompts)
     if name == "clipcap":
-        return PrefixModel(parts, ClipCapMapper(width, shape.hidden_size, CLIPCAP_TOKENS, hidden))
+        return PrefixModel(parts, ClipCapMapper(width, model_width, CLIPCAP_TOKENS, size or 576))
     if name == "blip2":
         return PrefixModel(parts, QFormerProjector(width, shape))
     if name == "git":
         return GitSide(parts)
-    if name.startswith("llava"):
-        return PrefixModel(parts, llava_projector(width, shape.hidden_size))
+    if name == "llava":
+        return PrefixModel(parts, llava_projector(width, model_width, size or model_width))
+    if name == "llava-lora":
+        return PrefixModel(parts, llava_projector(width, model_width, model_width))
     return Baseline(*parts)
 
 
-def add_lora(language: nn.Module, rank: int) -> None:
-    """PEFT's LoRA on q and v, trainable in fp32 as PEFT does by default."""
-    from peft import LoraConfig, inject_adapter_in_model
+def equal_size(name: str, parts: Parts, trainables: int) -> int:
+    """The `size` of a method that trains about so many parameters, within 10 %.
 
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=["q_proj", "v_proj"]), language)
-    for parameter in language.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    Args:
+        name: of a method that trains something.
+        parts: the frozen ones; they lose their values, because only shapes count.
+        trainables: number of parameters.
+
+    Raises:
+        ConfigError: no size does.
+    """
+    parts.language.to("meta")
+    parts.tower.to("meta")
+
+    def count(size: int) -> int:
+        return sum(p.numel() for p in add_method(name, copy.deepcopy(parts), size).trainables().values())
+
+    each = count(2) - count(1)  # every method's number is linear in its size
+    size = max(1, round((trainables - count(1)) / each) + 1)
+    if not 0.9 * trainables <= count(size) <= 1.1 * trainables:
+        raise ConfigError(
+            f"{name} trains {count(size):,} parameters at the nearest size, which is not within 10 % of the "
+            f"Excitor's {trainables:,}: leave it out, or choose an Excitor of other sizes."
+        )
+    return size

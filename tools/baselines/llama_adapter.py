@@ -24,6 +24,7 @@ from transformers.masking_utils import sdpa_mask
 
 from baselines.base import Baseline, Parts
 from excitor_mm.llama import VisualPrompts, layer_part
+from excitor_mm.switches import is_off
 
 
 class LlamaAdapterModel(Baseline):
@@ -47,10 +48,15 @@ class LlamaAdapterModel(Baseline):
     def visual_prompts(
         self, pixel_values: Sequence[Tensor], image_mask: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """K_p and V_p of every adapted layer: float[B, L, 2, key heads, K, d]; nothing is masked."""
-        image = self.image(self.tower([pixels.to(self.device) for pixels in pixel_values]).mean(dim=1))  # [B, C]
-        if image_mask is not None:
-            image = image * image_mask.to(self.device)[:, None]
+        """K_p and V_p of every adapted layer: float[B, L, 2, key heads, K, d]; nothing is masked.
+
+        Where there is no image the prompts act alone.
+        """
+        if image_mask is not None and not image_mask.any():
+            image = torch.zeros(len(image_mask), self.prompts.shape[-1], device=self.device)
+        else:
+            image = self.image(self.tower([pixels.to(self.device) for pixels in pixel_values]).mean(dim=1))  # [B, C]
+            image = image if image_mask is None else image * image_mask.to(self.device)[:, None]
         rows = []
         for prompts, layer in zip(self.prompts, self._adapted_layers(), strict=True):
             adapted = (prompts + image[:, None]).to(self.language.dtype)  # [B, K, C]
@@ -75,7 +81,7 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """transformers' sdpa attention, and the prompts' beside it: float[B, T, heads, d]."""
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    if visual_prompts is None or not hasattr(module, "adapter_gate"):
+    if visual_prompts is None or not hasattr(module, "adapter_gate") or is_off("excitor"):
         return output, None
     own = layer_part(visual_prompts, module.layer_idx, module.config.num_hidden_layers)
     assert own is not None

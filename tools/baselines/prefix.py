@@ -72,10 +72,15 @@ class PrefixModel(Baseline):
         return self.language.generate(inputs_embeds=embeddings, attention_mask=mask, **chosen)
 
 
-def llava_projector(width: int, model_width: int) -> LlavaMultiModalProjector:
-    """transformers' own two-layer projector of every visual token: float[B, N, V] -> float[B, N, C]."""
+def llava_projector(width: int, model_width: int, hidden: int) -> LlavaMultiModalProjector:
+    """transformers' own two-layer projector of every visual token: float[B, N, V] -> float[B, N, C].
+
+    `hidden` is the width between its layers, which upstream is always C.
+    """
     vision, text = CLIPVisionConfig(hidden_size=width, num_attention_heads=1), LlamaConfig(hidden_size=model_width)
-    return LlavaMultiModalProjector(LlavaConfig(vision_config=vision, text_config=text))
+    projector = LlavaMultiModalProjector(LlavaConfig(vision_config=vision, text_config=text))
+    projector.linear_1, projector.linear_2 = nn.Linear(width, hidden), nn.Linear(hidden, model_width)
+    return projector
 
 
 class ClipCapMapper(nn.Module):

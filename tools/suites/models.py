@@ -31,11 +31,8 @@ def load_other(name: str, ours: ExcitorModel, dtype: str) -> Baseline:
         dtype = str(ours.language.dtype).removeprefix("torch.")
     parts = dataclasses.asdict(config.language) | {"dtype": dtype}
     run = RunConfig(language=LanguageConfig(**parts), vision=config.vision, excitor=config.excitor)
-    run = dataclasses.replace(
-        run, prompt=dataclasses.replace(run.prompt, template=config.prompts.templates["caption"])
-    )
     torch.manual_seed(0)
-    return build_baseline(name, run, config.prompts.palette).eval().to(ours.device)
+    return build_baseline(name, run, config.prompts).eval().to(ours.device)
 
 
 def random_tokens(model: ExcitorModel, batch: int, count: int) -> list[Tensor]:

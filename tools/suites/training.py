@@ -38,12 +38,12 @@ def train_step(options: Namespace) -> list[Comparison]:
     cached = {**whole, "pixel_values": tokens}
     sides = {"excitor, cached tokens": _step(ours, cached), "excitor with its encoders": _step(ours, whole)}
     for name in chosen(options, *OTHERS):
-        other = build_baseline(name, config, ours.config.prompts.palette).eval().to(place)
+        other = build_baseline(name, config, ours.config.prompts).eval().to(place)
         sides[name] = _step(other, cached)
         if name == "lora":
-            half = build_baseline(name, config, ours.config.prompts.palette).eval().to(place, other.language.dtype)
+            half = build_baseline(name, config, ours.config.prompts).eval().to(place, other.language.dtype)
             sides["lora, in the model's precision"] = _step(half, cached)
-    bare = build_baseline("bare", config, ours.config.prompts.palette).eval().to(place)
+    bare = build_baseline("bare", config, ours.config.prompts).eval().to(place)
     sides["bare, forward and backward to the same depth"] = _bare(bare, cached, len(ours.language.excitors()))
     facts = {
         "batch": options.batch_size,
