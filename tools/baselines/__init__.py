@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import copy
 
+from torch import nn
+
 from baselines.base import Baseline, Parts, load_parts
 from baselines.llama_adapter import LlamaAdapterModel
 from baselines.prefix import ClipCapMapper, PrefixModel, llava_projector
@@ -80,8 +82,8 @@ def equal_size(name: str, parts: Parts, trainables: int) -> int:
     Raises:
         ConfigError: no size does.
     """
-    parts.language.to("meta")
-    parts.tower.to("meta")
+    for frozen in (parts.language, parts.tower):
+        nn.Module.to(frozen, "meta")
 
     def count(size: int) -> int:
         return sum(p.numel() for p in add_method(name, copy.deepcopy(parts), size).trainables().values())
