@@ -182,7 +182,7 @@ def test_what_cannot_be_a_row_is_refused_before_the_first_run(
 ) -> None:
     with pytest.raises(ConfigError, match="choose of excitor, llama-adapter"):
         plan(unasked, "--methods", "flamingo")
-    with pytest.raises(ConfigError, match="its own name"):
+    with pytest.raises(ConfigError, match="a name of its own"):
         plan(unasked, "--methods", "excitor", "--variant", "excitor", "excitor.rank=8")
     with pytest.raises(ConfigError, match="within 10 %"):
         plan(unasked, "--methods", "lora-prefix")
