@@ -42,7 +42,7 @@ def build_baseline(name: str, config: RunConfig, prompts: Prompts, size: int | N
         prompts: of its tasks.
         size: what decides how many parameters train: the prompts a layer of llama-adapter (None: as many as the
             Excitor's), the rank of LoRA (16), the width between the two layers of clipcap's mapper (576) and of
-            llava's projector (the language model's).
+            llava's projector (the language model's). The others have one size.
     """
     if name not in NAMES:
         raise ConfigError(f"The method is {name!r}: choose one of {', '.join(NAMES)}.")
