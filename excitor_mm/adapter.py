@@ -43,6 +43,8 @@ CONFIG = "excitor_config.json"
 CARD = "README.md"
 FILES = (TENSORS, LORA, CONFIG, "config.json", CARD)
 """All that an adapter folder holds."""
+THEN = ", then "
+"""Between the stages of a training in `AdapterConfig.training`."""
 MODEL_TYPE = "excitor_mm"
 """What transformers' AutoConfig finds in config.json."""
 
@@ -71,6 +73,11 @@ class AdapterConfig:
     """Free text for people: data, steps, scores."""
     format_version: int = FORMAT_VERSION
     """Raised when the meaning of a key changes."""
+
+    @property
+    def stages(self) -> list[str]:
+        """See `TrainConfig.stage`, the earliest first; where nothing is noted there was only cross entropy yet."""
+        return self.training.get("stage", "cross-entropy").split(THEN)
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -228,10 +235,23 @@ def load_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
     return tensors
 
 
-def check_fingerprint(what: str, name: str, got: str, expected: str) -> None:
-    """Refuse another base than the adapter was trained on."""
-    if got != expected:
-        raise AdapterError(
-            f"The {what} {name!r} has fingerprint {got}, but the adapter was trained on {expected}: "
-            f"give the {what} it was trained with."
-        )
+def check_parts(found: AdapterConfig, trained: AdapterConfig) -> None:
+    """Refuse other frozen parts than the adapter was trained on.
+
+    Args:
+        found: of the model at hand.
+        trained: of the adapter.
+
+    Raises:
+        AdapterError: another language model or encoder.
+    """
+    encoders = " + ".join(encoder.model for encoder in found.vision)
+    for what, name, got, expected in (
+        ("language model", found.language.path, found.language_fingerprint, trained.language_fingerprint),
+        ("encoder", encoders, found.vision_fingerprint, trained.vision_fingerprint),
+    ):
+        if got != expected:
+            raise AdapterError(
+                f"The {what} {name!r} has fingerprint {got}, but the adapter was trained on {expected}: "
+                f"give the {what} it was trained with."
+            )

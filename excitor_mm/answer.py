@@ -15,8 +15,6 @@ from excitor_mm.config import DecodingConfig
 from excitor_mm.console import log
 from excitor_mm.data.pipeline import Example, TaskFormat, collate, stack_pixels
 from excitor_mm.data.tasks import SHORT_TASKS, Conversation
-from excitor_mm.language import answer_losses
-from excitor_mm.llama import take_rows
 from excitor_mm.model import ExcitorModel
 from excitor_mm.prompts import Rendered, TooLong
 
@@ -116,20 +114,9 @@ def _choose(model: ExcitorModel, asked: Sequence[Asked], rows: list[tuple[int, R
 
 
 @torch.no_grad()
-def log_likelihoods(
-    model: ExcitorModel, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **images: Any
-) -> Tensor:
-    """float32[B], the log-likelihood of each row's answer; arguments of `ExcitorModel.forward`, and `image_rows`."""
-    rows = images.pop("image_rows", None)
-    visual, mask = take_rows(model.visual_prompts(**images), rows)
-    hidden = model.language.model(
-        input_ids=input_ids.to(model.device),
-        attention_mask=attention_mask.to(model.device),
-        visual_prompts=visual,
-        visual_mask=mask,
-        use_cache=False,
-    ).last_hidden_state
-    losses, wanted = answer_losses(model.language.lm_head, hidden, labels.to(model.device))
+def log_likelihoods(model: ExcitorModel, **inputs: Any) -> Tensor:
+    """float32[B], the log-likelihood of each row's answer; arguments of `ExcitorModel.answer_losses`."""
+    losses, wanted = model.answer_losses(**inputs)
     return -torch.zeros(len(wanted), device=losses.device).index_add(0, wanted.nonzero()[:, 0], losses)
 
 

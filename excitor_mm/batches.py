@@ -67,7 +67,7 @@ class Windows:
             reason = f" (last: {step.bad[-1].reason})" if step.bad else ""
             raise DataError(f"No sample of the first step can be used{reason}: run `excitor-mm shards check`.")
         # A pass without a good sample still takes part in what the ranks do together, with nothing to learn.
-        silent = self.spare._replace(text=self.spare.text._replace(answers=[]))
+        silent = self.spare._replace(text=self.spare.text._replace(answers=[]), references=())
         return [self.collate(examples or [silent]) for examples in passes]
 
 

@@ -157,6 +157,12 @@ class TrainConfig:
     """Run folder: best/, last/, metrics.jsonl, config.yaml, checkpoints/."""
     start: str | None = None
     """Adapter folder to go on from, with its palette and the prompts of its tasks; null: fresh blocks."""
+    stage: Literal["cross-entropy", "scst"] = "cross-entropy"
+    """What is learnt: the captions or answers, or, from `start` on, what CIDEr rewards (see scst.py)."""
+    scst_samples: PositiveInt = 5
+    """Captions drawn of an image at each visit."""
+    scst_baseline: Literal["samples", "greedy"] = "samples"
+    """What a drawn caption's reward is held against: the mean of the image's others, or its greedy caption."""
     steps: PositiveInt = 1000
     """Optimizer steps."""
     batch_size: PositiveInt = 32
@@ -249,11 +255,7 @@ class RunConfig:
         return self._sources(self.data.validation)
 
     def templates(self) -> dict[str, str]:
-        """Task -> prompt template.
-
-        Raises:
-            ConfigError: two for one task.
-        """
+        """Task -> prompt template; ConfigError where a task has two."""
         found: dict[str, str] = {}
         for source in [*self.training_sources(), *self.validation_sources()]:
             template = source.template or self.prompt.template
@@ -269,18 +271,15 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts of a training run, resolved; stored in the adapter, for training and inference alike."""
+    """The prompts of a training run, resolved; stored in the adapter. The last three are as in `PromptConfig`."""
 
     templates: dict[str, str]
     """Task -> prompt template."""
     palette: list[str] = field(default_factory=list)
     """Words that fill {palette} in templates."""
     system: str = ""
-    """See `PromptConfig`."""
     scienceqa: str = "QCM-A"
-    """See `PromptConfig`."""
     max_tokens: int | None = None
-    """See `PromptConfig`."""
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:

@@ -105,28 +105,41 @@ class ExcitorModel(nn.Module):
             return visual, None
         return visual, image_mask.to(self.device)[:, None].expand(-1, visual.shape[3])
 
-    def forward(
+    def forward(self, *, weights: Tensor | None = None, **inputs: Any) -> tuple[Tensor, Tensor]:
+        """Summed cross entropy of the answers.
+
+        Args:
+            weights: float[B], factor of each row's losses; None: 1.
+            inputs: see `answer_losses`.
+
+        Returns:
+            float32[] sum, and int64[] number of answer tokens. The caller divides once, over accumulation and ranks.
+        """
+        losses, wanted = self.answer_losses(**inputs)
+        if weights is not None:
+            losses = losses * weights.to(losses.device)[wanted.nonzero()[:, 0]]
+        return losses.sum(), wanted.sum()
+
+    def answer_losses(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
         labels: Tensor,
-        pixel_values: Sequence[Tensor],
-        image_mask: Tensor,
+        *,
+        image_rows: Tensor | None = None,
         label_smoothing: float = 0.0,
+        **images: Any,
     ) -> tuple[Tensor, Tensor]:
-        """Summed cross entropy of the answers.
+        """Cross entropy of each answer token, and where they are; see `language.answer_losses`.
 
         Args:
-            input_ids: int64[B, T]; attention_mask: int64[B, T].
+            input_ids, attention_mask: int64[B, T].
             labels: int64[B, T], the token at its own position, -100 where it is not part of an answer.
-            pixel_values, image_mask: see `visual_prompts`.
+            image_rows: see `generate`.
             label_smoothing: probability mass spread over the vocabulary.
-
-        Returns:
-            float32[] sum and int64[] number of answer tokens. The caller divides once, over accumulation
-            and ranks, so that neither changes the loss.
+            images: see `visual_prompts`.
         """
-        visual, mask = self.visual_prompts(pixel_values, image_mask)
+        visual, mask = take_rows(self.visual_prompts(**images), image_rows)
         hidden = self.language.model(
             input_ids=input_ids.to(self.device),
             attention_mask=attention_mask.to(self.device),
@@ -134,8 +147,7 @@ class ExcitorModel(nn.Module):
             visual_mask=mask,
             use_cache=False,
         ).last_hidden_state
-        losses, wanted = answer_losses(self.language.lm_head, hidden, labels.to(self.device), label_smoothing)
-        return losses.sum(), wanted.sum()
+        return answer_losses(self.language.lm_head, hidden, labels.to(self.device), label_smoothing)
 
     @torch.no_grad()
     def generate(
@@ -236,16 +248,7 @@ class ExcitorModel(nn.Module):
         parts = from_dict(LanguageConfig, {**dataclasses.asdict(config.language), **changes})
         sizes = config.vision, config.excitor, config.prompts, config.decoding, config.lora
         model = build_model(parts, *sizes, loading)
-        for what, name, got, expected in (
-            ("language model", parts.path, model.config.language_fingerprint, config.language_fingerprint),
-            (
-                "encoder",
-                " + ".join(e.model for e in config.vision),
-                model.config.vision_fingerprint,
-                config.vision_fingerprint,
-            ),
-        ):
-            adapter.check_fingerprint(what, name, got, expected)
+        adapter.check_parts(model.config, config)
         model.load_tensors(folder)
         model.config = config
         if loading and "device_map" in loading:  # the language model is where it was put

@@ -52,7 +52,7 @@ def agree(accelerator: Accelerator, tokens: int, error: ExcitorError | None, sig
     """What all processes say before a step.
 
     Args:
-        tokens: answer tokens of this process.
+        tokens: what this process brings to the step: answer tokens, or drawn captions.
         error: what it died of, if it did.
         signal_number: the signal it got, or 0.
 

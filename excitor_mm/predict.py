@@ -1,7 +1,7 @@
 """Captions or answers for every sample of shards, by one process or many, into predictions.jsonl.
 
 predictions.jsonl          lines {"image_id", "key", "caption"} or {"question_id", "key", "answer"}, each id once
-predictions.meta.json      adapter, shards, task, prompt and decoding, for the report
+predictions.meta.json      adapter, its training stage, shards, task, prompt and decoding, for the report
 predictions.rank<r>.jsonl  what process r of several has written so far; joined at the end
 """
 
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from excitor_mm.adapter import fingerprint
+from excitor_mm.adapter import THEN, fingerprint
 from excitor_mm.answer import Answer, Asked, answer
 from excitor_mm.config import DecodingConfig
 from excitor_mm.console import Progress, log
@@ -90,6 +90,7 @@ def predict(
             meta: dict[str, Any] = {"adapter": adapter, "shards": name, "task": tasks.task}
             meta |= {
                 "adapter_fingerprint": fingerprint(model.trainables().items()),
+                "stage": "none" if base else THEN.join(model.config.stages),
                 "prompt": tasks.form.template,
                 "decoding": dataclasses.asdict(decoding),
                 "base": base,

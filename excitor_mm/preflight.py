@@ -34,6 +34,7 @@ def preflight(config: RunConfig, *, resume: bool = False, overwrite: bool = Fals
     check_folder(Path(settings.output), config, resume, overwrite)
     model = build_for_training(config)
     lines = [f"trainables       {sum(p.numel() for p in model.trainables().values()):,}"]
+    lines += [f"stage            {model.config.training['stage']}"]
     longest = 0
     total = sum(source.weight for source in config.training_sources())
     for source in config.training_sources():
@@ -50,6 +51,8 @@ def preflight(config: RunConfig, *, resume: bool = False, overwrite: bool = Fals
         plan = plan_reading(len(shards), samples or 0, max(1, data.workers), settings.batch_size, data.lanes)
         lines.append(f"one process      {format_plan(plan)}")
     per_forward = settings.batch_size // settings.accumulation
+    if settings.stage == "scst":
+        per_forward *= settings.scst_samples
     lines += [
         f"memory           about {memory_estimate(model, per_forward, longest) / 2**30:.1f} GiB",
         f"decoding         {config.decoding}",

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from excitor_mm.adapter import load_config
+from excitor_mm.adapter import THEN, load_config
 from excitor_mm.cache_features import check_cache
 from excitor_mm.config import Prompts, RunConfig
 from excitor_mm.data.shards import list_shards, read_shard
@@ -51,7 +51,10 @@ def build_for_training(config: RunConfig, build: Build = build_excitor) -> Excit
     for task in prompts.templates:  # refuses an unusable template
         model.task_format(task).render(model.processor.tokenizer, (Turn(CAPTION_INSTRUCTION, answer="a word"),))
     data = ", ".join(f"{Path(source.shards).name} ({source.task})" for source in config.training_sources())
-    model.config = dataclasses.replace(model.config, training={"data": data})  # for the model card
+    stages = started.stages if started else []
+    stages += [config.train.stage] if stages[-1:] != [config.train.stage] else []
+    training = {"data": data, "stage": THEN.join(stages)}
+    model.config = dataclasses.replace(model.config, training=training)  # for the model card
     model.eval()  # frozen parts never train; the Excitor blocks have no dropout
     if config.train.gradient_checkpointing:
         model.language.train()

@@ -89,6 +89,6 @@ class Processor:
         """One float[3, S, S] for each encoder."""
         return self.transform(image.convert("RGB") if isinstance(image, Image.Image) else load_image(image))
 
-    def batch_decode(self, ids: Tensor) -> list[str]:
-        """New token ids int64[B, T] -> texts without special tokens, white space collapsed."""
+    def batch_decode(self, ids: Tensor | list[list[int]]) -> list[str]:
+        """New token ids int64[B, T], or lists of ids -> texts without special tokens, white space collapsed."""
         return [" ".join(text.split()) for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]

@@ -165,11 +165,12 @@ def _anchor(name: str) -> str:
 
 
 def _curves(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """Loss and the validation score; rate and gradient; validation loss and speed."""
+    """Loss and the validation score; rewards; validation loss; rate and gradient."""
     scores = [name for name in ("cider", "vqa_accuracy", "choice_accuracy") if series(metrics, name)]
     score = (f"validation {scores[0]}", series(metrics, scores[0])) if scores else ("", ())
     charts = [
         curves(("training loss", series(metrics, "loss")), score),
+        curves(("reward", series(metrics, "reward")), ("its baseline", series(metrics, "baseline"))),
         curves(("validation loss", series(metrics, "validation_loss"))),
         curves(("learning rate", series(metrics, "learning_rate")), ("gradient", series(metrics, "grad_norm"))),
     ]

@@ -1,9 +1,10 @@
 """One optimizer step: forward, backward, summed gradients, and what happens when a number is not finite.
 
-The loss of a step is divided once by the number of answer tokens over all ranks and accumulated batches, so
-1 x 8 and 4 x 2 give the same gradients. The trainable parameters are float32 throughout. A float16 language model
-gets loss scaling: a gradient that overflows is computed again at half the scale, so no step is lost. Whatever else
-is not finite stops the run or leaves the step out, on all ranks together, and names the samples.
+The loss of a step is divided once by the number of answer tokens (of drawn captions, where those are weighted) over
+all ranks and accumulated batches, so 1 x 8 and 4 x 2 give the same gradients. The trainable parameters are float32
+throughout. A float16 language model gets loss scaling: a gradient that overflows is computed again at half the scale,
+so no step is lost. Whatever else is not finite stops the run or leaves the step out, on all ranks together, and names
+the samples.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class StepFacts(NamedTuple):
     """What a step came to, over all ranks."""
 
     loss: float
-    """Per answer token."""
+    """Per answer token, or per drawn caption."""
     norm: float
     """Of the gradient, before clipping."""
     applied: bool
@@ -44,12 +45,12 @@ def train_step(
     model: ExcitorModel,
     optimizer: torch.optim.Optimizer,
     window: list[Batch],
-    tokens: int,
+    count: int,
     accelerator: Accelerator,
     config: RunConfig,
     scaler: torch.amp.GradScaler,
 ) -> StepFacts:
-    """One optimizer step over the accumulated batches of all ranks, `tokens` answer tokens in all.
+    """One optimizer step over the accumulated batches of all ranks; the loss is summed and divided by `count`.
 
     Raises:
         DataError: a loss or gradient that is not finite, unless train.nonfinite is "skip".
@@ -61,12 +62,12 @@ def train_step(
         for batch in window:
             with lora_dropout(model):
                 loss, _ = model(**batch.inputs, label_smoothing=config.train.label_smoothing)
-            scaler.scale(loss / tokens).backward()
+            scaler.scale(loss / count).backward()
             summed += loss.detach()
         sum_gradients(parameters, accelerator)
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.train.clip).item()
-        value = (accelerator.reduce(summed, reduction="sum") / tokens).item()
+        value = (accelerator.reduce(summed, reduction="sum") / count).item()
         sound = math.isfinite(value) and math.isfinite(norm)
         overflow = scaler.is_enabled() and math.isfinite(value) and not sound and scaler.get_scale() > 1
         if sound:
@@ -101,11 +102,6 @@ def bad_samples(model: ExcitorModel, window: list[Batch]) -> list[str]:
     with whole(model):
         for batch in window:
             for row, key in enumerate(batch.keys):
-                one = slice(row, row + 1)
-                inputs = {
-                    name: [part[one] for part in value] if isinstance(value, list) else value[one]
-                    for name, value in batch.inputs.items()
-                }
-                if not torch.isfinite(model(**inputs)[0]):
+                if not torch.isfinite(model(**batch.row(row))[0]):
                     keys.append(key)
-    return keys
+    return list(dict.fromkeys(keys))

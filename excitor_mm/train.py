@@ -37,6 +37,7 @@ from excitor_mm.model import ExcitorModel
 from excitor_mm.parallel import StopSignals, agree, local, on_main, shard_frozen, share_parameters, whole
 from excitor_mm.prepare import Build, build_excitor, build_for_training
 from excitor_mm.report import write_training_report
+from excitor_mm.scst import Drawn, SelfCritic, check_scst
 from excitor_mm.step import make_scaler, train_step
 from excitor_mm.validate import SCORES, validate
 
@@ -92,6 +93,7 @@ def _run(config: RunConfig, model: ExcitorModel, accelerator: Accelerator, outpu
     if settings.shard_frozen:
         shard_frozen(model)
     windows = Windows(config, model, accelerator, start=state.step)
+    critic = SelfCritic(config, model, accelerator) if settings.stage == "scst" else None
     if accelerator.is_main_process:
         log(f"{sum(p.numel() for p in model.trainables().values()):,} trainable parameters on {model.device}")
         accelerator.init_trackers("excitor-mm", {"config": json.dumps(dataclasses.asdict(config))})
@@ -104,19 +106,21 @@ def _run(config: RunConfig, model: ExcitorModel, accelerator: Accelerator, outpu
         while not ended and not stopping:
             rate, begun = set_learning_rate(optimizer, state.step, config), time.monotonic()
             window = windows.next()
-            tokens, stopping = agree(accelerator, window.tokens, window.error, signals.received)
+            share = critic.count(window.batches) if critic else window.tokens
+            count, stopping = agree(accelerator, share, window.error, signals.received)
             torch.manual_seed(stable_hash(settings.seed, state.step, accelerator.process_index))
-            facts = train_step(model, optimizer, window.batches, tokens, accelerator, config, scaler)
+            drawn = critic.draw(window.batches) if critic else Drawn(window.batches, count, {})
+            facts = train_step(model, optimizer, drawn.batches, count, accelerator, config, scaler)
             state.step += 1
             state.left_out += not facts.applied
             shortened += sum(batch.shortened for batch in window.batches)
-            images, answered = images + settings.batch_size, answered + tokens
+            images, answered = images + settings.batch_size, answered + drawn.tokens
             seconds = time.monotonic() - started
             speed = {"images_per_s": images / seconds, "tokens_per_s": answered / seconds}
             shown = f"{speed['images_per_s']:.1f} images/s, {speed['tokens_per_s']:.0f} tokens/s"
             bar.advance(note=f"loss {facts.loss:.3f}, rate {rate:.1e}, {shown}")
             if state.step % settings.log_every == 0:
-                row = {"loss": facts.loss, "learning_rate": rate, "grad_norm": facts.norm, **speed}
+                row = {"loss": facts.loss, **drawn.facts, "learning_rate": rate, "grad_norm": facts.norm, **speed}
                 row["step_seconds"] = time.monotonic() - begun  # of this step alone, its batch included
                 gates = [block.gate.abs().mean().item() for block in model.language.excitors().values()]
                 row |= {"shortened": shortened} if shortened else {}  # prompts of this process
@@ -200,5 +204,6 @@ def check_run(config: RunConfig, processes: int = 1) -> None:
     for source in [*config.training_sources(), *config.validation_sources()]:
         list_shards(source.shards)
     config.templates()
+    check_scst(config)
     if any(source.task == "caption" for source in config.validation_sources()):
         find_java()

@@ -20,7 +20,7 @@ from excitor_mm.data.stream import EvaluationStream, read_stream
 from excitor_mm.data.tasks import Conversation
 from excitor_mm.errors import DataError
 from excitor_mm.files import write_text
-from excitor_mm.metrics.captions import score_captions
+from excitor_mm.metrics.captions import score_captions, wording
 from excitor_mm.metrics.scienceqa import LETTERS, extract_choice
 from excitor_mm.metrics.vqa import accuracy
 from excitor_mm.model import ExcitorModel
@@ -42,8 +42,8 @@ class Validated(NamedTuple):
     """One validation."""
 
     scores: dict[str, float]
-    """validation_loss, per answer token of each sample's first conversation, and the task's score; of a second and
-    later source with the task's name before them."""
+    """validation_loss, per answer token of each sample's first conversation, and the task's score; for captions also
+    what `metrics.captions.wording` gives; of a second and later source with the task's name before them."""
     chosen: float
     """The first source's score, which chooses best/."""
 
@@ -122,7 +122,8 @@ def _validate(
     score, each = _score(source.task, rows)
     if accelerator.is_main_process and source == config.validation_sources()[0]:
         _write_answers(Path(config.train.output) / ANSWERS, source.task, rows, each)
-    return {"validation_loss": loss_per_token, SCORES[source.task][0]: score}
+    written = wording(text for _, text in rows) if source.task == "caption" else {}
+    return {"validation_loss": loss_per_token, SCORES[source.task][0]: score, **written}
 
 
 def _write_answers(path: Path, task: str, rows: list[tuple[Conversation, str]], scores: list[float]) -> None:

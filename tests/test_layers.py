@@ -32,7 +32,7 @@ ROWS = [
         "describe",
         "checkpoint",
     },
-    {"step"},
+    {"step", "scst"},
     {"train", "hub", "serve", "forgetting"},
     {"preflight", "options"},
     {"commands", "harnesses"},

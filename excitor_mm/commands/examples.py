@@ -25,6 +25,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "excitor-mm train --config configs/demo.yaml",
         "excitor-mm train --config configs/coco_caption_small.yaml --train.learning_rate 1e-3 --dry-run",
         "excitor-mm train --config configs/coco_caption_small.yaml --resume",
+        "excitor-mm train --config configs/coco_caption_small_scst.yaml --train.start runs/coco_caption_small/best",
     ),
     "caption": (
         "excitor-mm caption photo.jpg",

@@ -32,6 +32,10 @@ class Example(NamedTuple):
     text: Rendered
     pixels: list[Tensor] | None
     """For each encoder a float[3, S, S], or its tokens float[N, V] from a cache; None without an image."""
+    references: tuple[str, ...] = ()
+    """All right answers to the last turn; one of them is in the text."""
+    seed: int = 0
+    """Of this visit of the sample."""
 
 
 class Batch(NamedTuple):
@@ -40,8 +44,23 @@ class Batch(NamedTuple):
     keys: list[str]
     inputs: dict[str, Any]
     """Arguments of `ExcitorModel.forward`; see there."""
-    shortened: int
+    shortened: int = 0
     """Examples whose context was too long."""
+    references: tuple[tuple[str, ...], ...] = ()
+    """Of each example; see there."""
+    seeds: tuple[int, ...] = ()
+    """Of each example; see there."""
+
+    def row(self, index: int) -> dict[str, Any]:
+        """The inputs of one row with the image that it is about."""
+        values = dict(self.inputs)
+        rows = values.pop("image_rows", None)
+        image = index if rows is None else int(rows[index])
+        images = {
+            "pixel_values": [part[image, None] for part in values.pop("pixel_values")],
+            "image_mask": values.pop("image_mask")[image, None],
+        }
+        return {**{name: value[index, None] for name, value in values.items()}, **images}
 
 
 @dataclass(frozen=True)
@@ -108,16 +127,19 @@ class ExampleMaker:
         turn = (stable_hash(self.seed, sample.key) + epoch) % len(found) if self.draw else 0
         drawn = stable_hash(self.seed, epoch, sample.key)
         text = self._text(sample, found[turn], drawn)
+        return Example(sample.key, text, self._pixels(sample, epoch), _worded(found[turn]), drawn)
+
+    def _pixels(self, sample: Sample, epoch: int) -> list[Tensor] | None:
         if sample.image is None:
-            return Example(sample.key, text, None)
+            return None
         if self.cached is not None:
-            return Example(sample.key, text, self.cached(sample.shard, sample.key, epoch))
+            return self.cached(sample.shard, sample.key, epoch)
         image = load_image(sample.image, self.max_pixels, self.enough)
-        return Example(sample.key, text, draw_pixels(image, self.image_transform, self.seed, epoch, sample.key))
+        return draw_pixels(image, self.image_transform, self.seed, epoch, sample.key)
 
     def _text(self, sample: Sample, conversation: Conversation, drawn: int) -> Rendered:
         where = f"{sample.shard}: sample {sample.key}"
-        answers = [answer for answer in conversation.answers if answer.strip()]
+        answers = _worded(conversation)
         if not answers:
             raise BadSample("no answer", f"{where} has no answer to learn from.")
         answer = Counter(answers).most_common(1)[0][0]
@@ -130,6 +152,11 @@ class ExampleMaker:
             raise BadSample("too long", f"{where}: {error}") from error
         except DataError as error:
             raise BadSample("no answer", f"{where}: {error}") from error
+
+
+def _worded(conversation: Conversation) -> tuple[str, ...]:
+    """The right answers that say something."""
+    return tuple(answer for answer in conversation.answers if answer.strip())
 
 
 def draw_pixels(
@@ -147,11 +174,11 @@ def collate(examples: list[Example], padding: int) -> Batch:
     ids = torch.full((len(examples), length), padding)
     labels = torch.full((len(examples), length), IGNORE)
     mask = torch.zeros((len(examples), length), dtype=torch.long)
-    for index, (_, text, _) in enumerate(examples):
-        row = torch.tensor(text.ids)
+    for index, example in enumerate(examples):
+        row = torch.tensor(example.text.ids)
         ids[index, : len(row)] = row
         mask[index, : len(row)] = 1
-        for start, end in text.answers:
+        for start, end in example.text.answers:
             labels[index, start:end] = row[start:end]
     return Batch(
         [example.key for example in examples],
@@ -162,6 +189,8 @@ def collate(examples: list[Example], padding: int) -> Batch:
             **stack_pixels([example.pixels for example in examples]),
         },
         sum(example.text.cut > 0 for example in examples),
+        tuple(example.references for example in examples),
+        tuple(example.seed for example in examples),
     )
 
 

@@ -17,7 +17,7 @@ from excitor_mm.data.shards import list_shards, read_shard
 from excitor_mm.errors import ConfigError, DataError
 from excitor_mm.evaluate.reports import make_report, write_report_files
 from excitor_mm.metrics.bootstrap import interval
-from excitor_mm.metrics.captions import METRICS, CaptionScores, score_captions
+from excitor_mm.metrics.captions import METRICS, CaptionScores, score_captions, wording
 from excitor_mm.metrics.clip_score import clip_scores
 from excitor_mm.references import Id, read_predictions, read_references
 
@@ -55,7 +55,7 @@ def evaluate_captions(
         pictures: shards with the images.
 
     Returns:
-        The report; scores and their 95 % intervals are x100.
+        The report; scores and their 95 % intervals are x100. `wording` as in `metrics.captions`.
 
     Raises:
         DataError: the files do not fit each other.
@@ -90,6 +90,7 @@ def evaluate_captions(
         intervals=result.intervals(),
         failed=result.failed,
         remarks=_remarks(guesses),
+        wording=wording(guesses[i] for i in truth),
         **more,
     )
     if output is not None:
@@ -189,4 +190,9 @@ def format_scores(report: Mapping[str, Any]) -> str:
             f"{high:+.2f}; wins {row['wins']}, losses {row['losses']}, ties {row['ties']}"
         )
     lines += [f"  {name:<8} failed: {reason}" for name, reason in report["failed"].items()]
+    written = report["wording"]
+    lines.append(
+        f"  wording  {written['mean_words']:8.2f}  words a caption, {100 * written['repetitive']:.1f} % of them "
+        f"repetitive, {written['distinct_words']} different words"
+    )
     return "\n".join([*lines, *report["remarks"]])

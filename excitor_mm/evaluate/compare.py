@@ -75,8 +75,9 @@ def _cell(report: dict[str, Any], name: str) -> str:
 
 
 def _regime(report: dict[str, Any]) -> str:
+    """How it was trained and decodes: scores with and without self-critical training are told apart."""
     decoding = report.get("decoding")
-    return f"{decoding['beams']} beams" if decoding else "unknown"
+    return f"{report.get('stage', 'unknown stage')}; {decoding['beams']} beams" if decoding else "unknown"
 
 
 def _text(title: str, table: Sequence[Sequence[str]]) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from excitor_mm.errors import DataError, ExcitorError
 from excitor_mm.metrics.bootstrap import Bootstrap, Floats, interval
 from excitor_mm.metrics.coverage import check_coverage
 from excitor_mm.metrics.meteor import Meteor
-from excitor_mm.metrics.ptb import ptb_tokenize
+from excitor_mm.metrics.ptb import ptb_tokenize, words
 
 Id = int | str
 METRICS = ("BLEU", "METEOR", "ROUGE-L", "CIDEr")
@@ -56,6 +57,26 @@ class _Found(NamedTuple):
     total: float
     single: Floats
     draws: Floats
+
+
+def wording(captions: Iterable[str]) -> dict[str, float]:
+    """How captions are written, whatever they say; training for a score can spoil it.
+
+    Returns:
+        mean_words: words a caption. repetitive: share of the captions in which a word stands twice in a row, or four
+        words come again. distinct_words: number of different words in all.
+    """
+    split = [words(caption) for caption in captions]
+    return {
+        "mean_words": sum(map(len, split)) / max(1, len(split)),
+        "repetitive": sum(map(_is_repetitive, split)) / max(1, len(split)),
+        "distinct_words": len({word for caption in split for word in caption}),
+    }
+
+
+def _is_repetitive(caption: Sequence[str]) -> bool:
+    phrases = [tuple(caption[start : start + 4]) for start in range(len(caption) - 3)]
+    return len(set(phrases)) < len(phrases) or any(a == b for a, b in itertools.pairwise(caption))
 
 
 def score_captions(

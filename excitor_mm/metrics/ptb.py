@@ -1,11 +1,13 @@
 """The Penn Treebank tokenizer that every published caption score goes through, run safely.
 
 pycocoevalcap's own runner writes into site-packages and lets one stray line separator move all later
-captions to the wrong image. Here each caption is one line by construction, and the lines are counted.
+captions to the wrong image. Here each caption is one line by construction, and the lines are counted. `words` is
+a stand-in without Java, for what is counted while a model trains.
 """
 
 from __future__ import annotations
 
+import re
 import subprocess
 import tempfile
 from collections.abc import Hashable, Mapping, Sequence
@@ -16,6 +18,12 @@ from excitor_mm.errors import DependencyError
 from excitor_mm.metrics.java import find_java
 
 Id = TypeVar("Id", bound=Hashable)
+WORD = re.compile(
+    r"""[^\W_]+?(?=n't\b) | n't\b | '(?:s|re|ve|ll|d|m)\b   # do n't, man 's
+      | \w+(?:[-/]\w+)+ | \d+(?:[.,:/]\d+)+ | \w+           # t-shirt, 1,000, 10:30
+      | [$%#&@*+=]""",
+    re.VERBOSE,
+)
 
 
 def ptb_tokenize(captions: Mapping[Id, Sequence[str]]) -> dict[Id, list[str]]:
@@ -48,3 +56,12 @@ def ptb_tokenize(captions: Mapping[Id, Sequence[str]]) -> dict[Id, list[str]]:
     punctuation = set(ptbtokenizer.PUNCTUATIONS)
     clean = iter(" ".join(w for w in line.rstrip().split(" ") if w not in punctuation) for line in tokenized)
     return {key: [next(clean) for _ in group] for key, group in captions.items()}
+
+
+def words(caption: str) -> list[str]:
+    """What `ptb_tokenize` gives, in this process and nearly always.
+
+    Of the 202,654 captions of COCO val2014 314 (0.15 %) differ: abbreviations keep no full stop ("st.", "t.v."), and
+    "o'clock", brackets and missing spaces are cut otherwise. Scores to be published go through `ptb_tokenize`.
+    """
+    return WORD.findall(caption.lower())

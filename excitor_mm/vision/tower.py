@@ -60,7 +60,7 @@ class VisionTower(nn.Module):
 
     def tokens(self, pixels: Sequence[Tensor]) -> list[Tensor]:
         """What `encode` takes, or what it gave (cached tokens, of any precision) -> float32[B, N, width] each."""
-        found = pixels if pixels[0].ndim == 3 else self.encode(pixels)
+        found = pixels if all(part.ndim == 3 for part in pixels) else self.encode(pixels)
         return [part.float() for part in found]
 
     def forward(self, pixels: Sequence[Tensor]) -> Tensor:

@@ -28,7 +28,12 @@ class PrefixModel(Baseline):
         self.projector = projector
 
     def prefixed(
-        self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Sequence[Tensor], image_mask: Tensor | None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Sequence[Tensor],
+        image_mask: Tensor | None,
+        image_rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Embeddings float[B, P + T, C] and their mask; a sample without an image has its P tokens masked."""
         tokens = self.tower([pixels.to(self.device) for pixels in pixel_values])
@@ -37,23 +42,25 @@ class PrefixModel(Baseline):
         seen = torch.ones(prefix.shape[:2], dtype=torch.long, device=self.device)
         if image_mask is not None:
             seen = seen * image_mask.to(self.device)[:, None]
+        if image_rows is not None:
+            prefix, seen = prefix[image_rows], seen[image_rows]
         return torch.cat([prefix, words], dim=1), torch.cat([seen, attention_mask.to(self.device)], dim=1)
 
-    def forward(
+    def answer_losses(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
         labels: Tensor,
-        pixel_values: Sequence[Tensor],
-        image_mask: Tensor,
+        *,
+        image_rows: Tensor | None = None,
         label_smoothing: float = 0.0,
+        **images: Any,
     ) -> tuple[Tensor, Tensor]:
-        """See `ExcitorModel.forward`."""
-        embeddings, mask = self.prefixed(input_ids, attention_mask, pixel_values, image_mask)
+        """See `ExcitorModel.answer_losses`."""
+        embeddings, mask = self.prefixed(input_ids, attention_mask, **images, image_rows=image_rows)
         hidden = self.language.model(inputs_embeds=embeddings, attention_mask=mask, use_cache=False).last_hidden_state
         words = hidden[:, -input_ids.shape[1] :]
-        losses, wanted = answer_losses(self.language.lm_head, words, labels.to(self.device), label_smoothing)
-        return losses.sum(), wanted.sum()
+        return answer_losses(self.language.lm_head, words, labels.to(self.device), label_smoothing)
 
     @torch.no_grad()
     def generate(
@@ -63,11 +70,12 @@ class PrefixModel(Baseline):
         pixel_values: Sequence[Tensor],
         image_mask: Tensor | None = None,
         *,
+        image_rows: Tensor | None = None,
         decoding: DecodingConfig | None = None,
         **options: Any,
     ) -> Tensor:
         """See `ExcitorModel.generate`."""
-        embeddings, mask = self.prefixed(input_ids, attention_mask, pixel_values, image_mask)
+        embeddings, mask = self.prefixed(input_ids, attention_mask, pixel_values, image_mask, image_rows)
         chosen = {**generate_options(decoding or self.config.decoding), **options}
         return self.language.generate(inputs_embeds=embeddings, attention_mask=mask, **chosen)
 

@@ -1,0 +1,193 @@
+"""Self-critical training: the model draws captions, and each is learnt as far as CIDEr puts it above a baseline.
+
+The gradient of the expected reward is REINFORCE's (Rennie et al. 2017, arXiv 1612.00563), w ~ p:
+
+    grad E[r(w)] = E[(r(w) - b) grad log p(w)]
+
+with b the mean reward of the image's other drawn captions (Luo 2020, arXiv 2003.09971), or that of its greedy caption
+(Rennie et al.). In: batches of images with their captions. Out: batches of drawn captions with the weights r - b,
+whose weighted cross entropy (`ExcitorModel.forward`), divided by their number, has minus this gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from excitor_mm.config import DecodingConfig, RunConfig
+from excitor_mm.data.order import stable_hash
+from excitor_mm.data.pipeline import Batch, Example, collate
+from excitor_mm.data.shards import list_shards, read_shard
+from excitor_mm.errors import ConfigError
+from excitor_mm.metrics.reward import CiderReward, closed
+from excitor_mm.model import ExcitorModel
+from excitor_mm.parallel import whole
+from excitor_mm.prompts import Rendered
+
+
+class Drawn(NamedTuple):
+    """A window of batches with drawn captions in place of people's."""
+
+    batches: list[Batch]
+    tokens: int
+    """Of the drawn captions, over all ranks."""
+    facts: dict[str, float]
+    """Of all drawn captions on all ranks: mean reward and baseline (CIDEr x100, see `metrics.reward`), mean length in
+    tokens, the share of an image's captions that differ, and the share that ended by themselves."""
+
+
+class SelfCritic:
+    """Draws captions and weighs them.
+
+    Args:
+        config: of the run; its training captions give CIDEr's word weights.
+        model: draws the captions as it stands at each call.
+        accelerator: of the run.
+
+    Raises:
+        DataError: training shards that give no rewards.
+    """
+
+    def __init__(self, config: RunConfig, model: ExcitorModel, accelerator: Accelerator) -> None:
+        self.model, self.accelerator = model, accelerator
+        self.samples, self.greedy = config.train.scst_samples, config.train.scst_baseline == "greedy"
+        self.decoding = DecodingConfig(beams=1, max_new_tokens=config.decoding.max_new_tokens)
+        self.reward = CiderReward([closed(text) for text in texts] for texts in _training_captions(config))
+
+    def count(self, window: Sequence[Batch]) -> int:
+        """How many captions `draw` will draw, on this rank."""
+        return self.samples * sum(bool(texts) for batch in window for texts in batch.references)
+
+    def draw(self, window: Sequence[Batch]) -> Drawn:
+        """Replace the captions of a window; all ranks take part together.
+
+        The draws depend on the model and on the seed of each example's visit, not on what shares a batch with it.
+        """
+        with whole(self.model):
+            batches, sums = zip(*map(self._draw, window), strict=True)
+        total = self.accelerator.reduce(
+            torch.stack(sums).sum(0).to(self.accelerator.device), reduction="sum"
+        ).tolist()
+        captions, reward, weight, tokens, different, finished = total
+        facts = {
+            "reward": 100 * reward / captions,
+            "baseline": 100 * (reward - weight) / captions,
+            "drawn_tokens": tokens / captions,
+            "drawn_distinct": different / captions,
+            "drawn_finished": finished / captions,
+        }
+        return Drawn(list(batches), int(tokens), facts)
+
+    def _draw(self, batch: Batch) -> tuple[Batch, Tensor]:
+        """The captions of a batch, and the sums of `draw`, float64[6]."""
+        if not any(batch.references):  # it only takes part in what the ranks do together
+            return batch, torch.zeros(6, dtype=torch.float64)
+        processor, images = self.model.processor, len(batch.keys)
+        pixels = [part.to(self.model.device) for part in batch.inputs["pixel_values"]]
+        shown = {"pixel_values": self.model.tower.tokens(pixels), "image_mask": batch.inputs["image_mask"]}
+        rows = torch.arange(images).repeat_interleave(self.samples)
+        asked = torch.cat([rows, torch.arange(images)]) if self.greedy else rows
+        prompt, end = processor.caption_ids(), processor.tokenizer.eos_token_id
+        noise = _Noise(batch.seeds, self.samples, self.model.device)
+        ids = self.model.generate(
+            **processor.pad([prompt] * len(asked)),
+            **shown,
+            image_rows=asked,
+            decoding=self.decoding,
+            logits_processor=LogitsProcessorList([noise]),
+            eos_token_id=end,
+        ).tolist()
+        answers = [row[: row.index(end) + 1] if end in row else row for row in ids]
+        texts = processor.batch_decode(answers)
+        captions = [closed(text, answer[-1] == end) for text, answer in zip(texts, answers, strict=True)]
+        references = [[closed(text) for text in texts] for texts in batch.references]
+        scores = torch.tensor(self.reward.score(captions, [references[row] for row in asked]), dtype=torch.float64)
+        drawn, baseline = scores[: len(rows)].view(images, -1), scores[len(rows) :].view(-1, 1)
+        weights = drawn - baseline if self.greedy else above_the_others(drawn)
+        examples = [
+            Example(
+                batch.keys[row], Rendered([*prompt, *answer], [(len(prompt), len(prompt) + len(answer))], 0), None
+            )
+            for row, answer in zip(rows, answers, strict=False)  # without the greedy ones
+        ]
+        texted = collate(examples, processor.tokenizer.pad_token_id)
+        inputs = {**texted.inputs, **shown, "image_rows": rows, "weights": weights.flatten().float()}
+        sums = [
+            len(rows),
+            drawn.sum(),
+            weights.sum(),
+            sum(map(len, answers[: len(rows)])),
+            len({(int(row), *answer) for row, answer in zip(rows, answers, strict=False)}),
+            sum(answer[-1] == end for answer in answers[: len(rows)]),
+        ]
+        return texted._replace(inputs=inputs), torch.tensor(sums, dtype=torch.float64)
+
+
+def above_the_others(rewards: Tensor) -> Tensor:
+    """How far each reward lies above the mean of the others in its row, float[B, n] -> float[B, n].
+
+    As a sum of differences, so that equal rewards give exact zeros, which Adam does not enlarge.
+    """
+    return (rewards[:, :, None] - rewards[:, None]).sum(-1) / (rewards.shape[1] - 1)
+
+
+class _Noise(LogitsProcessor):
+    """Turns the likeliest token into a drawn one, by Gumbel noise, as `torch.multinomial` does it.
+
+    Each image has a generator of its own, so its captions do not depend on the batch; rows behind those of the drawn
+    captions are left alone.
+
+    Args:
+        seeds: of each image's visit.
+        samples: captions drawn of each.
+        device: of the logits.
+    """
+
+    def __init__(self, seeds: Sequence[int], samples: int, device: torch.device) -> None:
+        self.samples = samples
+        self.generators = [torch.Generator(device).manual_seed(stable_hash(seed, "captions")) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        """float32[B, vocabulary] -> the same, with noise."""
+        for generator, rows in zip(self.generators, scores.split(self.samples), strict=False):
+            rows -= torch.empty_like(rows).exponential_(generator=generator).log_()
+        return scores
+
+
+def _training_captions(config: RunConfig) -> Iterator[Sequence[str]]:
+    for source in config.training_sources():
+        for shard in list_shards(source.shards):
+            for sample in read_shard(shard, lambda _: None):  # what cannot be read is counted later, by the stream
+                if sample.captions:
+                    yield sample.captions
+
+
+def check_scst(config: RunConfig) -> None:
+    """Refuse what self-critical training cannot do.
+
+    Raises:
+        ConfigError: no adapter to start from, other tasks than captions, a single sample, or label smoothing.
+    """
+    settings = config.train
+    if settings.stage != "scst":
+        return
+    if settings.start is None:
+        raise ConfigError("train.stage is scst, which goes on from a trained captioner: name it as train.start.")
+    if others := {source.task for source in config.training_sources()} - {"caption"}:
+        raise ConfigError(
+            f"train.stage is scst, but data.train is for {', '.join(sorted(others))}: only captions have rewards."
+        )
+    if settings.scst_samples < 2 and settings.scst_baseline == "samples":
+        raise ConfigError(
+            "train.scst_samples is 1, but the baseline is the mean of the others: draw more, or take "
+            "train.scst_baseline greedy."
+        )
+    if settings.label_smoothing:
+        raise ConfigError(
+            f"train.label_smoothing is {settings.label_smoothing}, which drawn captions cannot have: set it to 0."
+        )
