@@ -12,7 +12,7 @@ whose weighted cross entropy (`ExcitorModel.forward`), divided by their number, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -84,48 +84,53 @@ class SelfCritic:
         return Drawn(list(batches), int(tokens), facts)
 
     def _draw(self, batch: Batch) -> tuple[Batch, Tensor]:
-        """The captions of a batch, and the sums of `draw`, float64[6]."""
+        """The drawn captions of a batch, and their number and the sums of what `Drawn` averages, float64[6]."""
         if not any(batch.references):  # it only takes part in what the ranks do together
             return batch, torch.zeros(6, dtype=torch.float64)
-        processor, images = self.model.processor, len(batch.keys)
         pixels = [part.to(self.model.device) for part in batch.inputs["pixel_values"]]
         shown = {"pixel_values": self.model.tower.tokens(pixels), "image_mask": batch.inputs["image_mask"]}
-        rows = torch.arange(images).repeat_interleave(self.samples)
-        asked = torch.cat([rows, torch.arange(images)]) if self.greedy else rows
-        prompt, end = processor.caption_ids(), processor.tokenizer.eos_token_id
-        noise = _Noise(batch.seeds, self.samples, self.model.device)
+        rows = torch.arange(len(batch.keys)).repeat_interleave(self.samples)
+        asked = torch.cat([rows, torch.arange(len(batch.keys))]) if self.greedy else rows
+        answers = self._write(shown, asked, batch.seeds)
+        rewards = self._score(answers, asked, batch.references)
+        answers, drawn = answers[: len(rows)], rewards[: len(rows)].unflatten(0, (-1, self.samples))
+        weights = drawn - rewards[len(rows) :, None] if self.greedy else above_the_others(drawn)
+
+        prompt, tokenizer = self.model.processor.caption_ids(), self.model.processor.tokenizer
+        texts = [
+            Rendered([*prompt, *answer], [(len(prompt), len(prompt) + len(answer))], cut=0) for answer in answers
+        ]
+        examples = [Example(batch.keys[row], text, None) for row, text in zip(rows, texts, strict=True)]
+        learnt = collate(examples, tokenizer.pad_token_id)
+        inputs = {**learnt.inputs, **shown, "image_rows": rows, "weights": weights.flatten().float()}
+        lengths, ended = map(len, answers), (answer[-1] == tokenizer.eos_token_id for answer in answers)
+        different = {(int(row), *answer) for row, answer in zip(rows, answers, strict=True)}
+        sums = [len(rows), drawn.sum(), weights.sum(), sum(lengths), len(different), sum(ended)]
+        return learnt._replace(inputs=inputs), torch.tensor(sums, dtype=torch.float64)
+
+    def _write(self, shown: dict[str, Any], rows: Tensor, seeds: Sequence[int]) -> list[list[int]]:
+        """The tokens of a caption for each of `rows`, the end token included: drawn ones, then greedy ones."""
+        processor = self.model.processor
+        end = processor.tokenizer.eos_token_id
         ids = self.model.generate(
-            **processor.pad([prompt] * len(asked)),
+            **processor.pad([processor.caption_ids()] * len(rows)),
             **shown,
-            image_rows=asked,
+            image_rows=rows,
             decoding=self.decoding,
-            logits_processor=LogitsProcessorList([noise]),
+            logits_processor=LogitsProcessorList([_Noise(seeds, self.samples, self.model.device)]),
             eos_token_id=end,
         ).tolist()
-        answers = [row[: row.index(end) + 1] if end in row else row for row in ids]
-        texts = processor.batch_decode(answers)
-        captions = [closed(text, answer[-1] == end) for text, answer in zip(texts, answers, strict=True)]
-        references = [[closed(text) for text in texts] for texts in batch.references]
-        scores = torch.tensor(self.reward.score(captions, [references[row] for row in asked]), dtype=torch.float64)
-        drawn, baseline = scores[: len(rows)].view(images, -1), scores[len(rows) :].view(-1, 1)
-        weights = drawn - baseline if self.greedy else above_the_others(drawn)
-        examples = [
-            Example(
-                batch.keys[row], Rendered([*prompt, *answer], [(len(prompt), len(prompt) + len(answer))], 0), None
-            )
-            for row, answer in zip(rows, answers, strict=False)  # without the greedy ones
+        return [row[: row.index(end) + 1] if end in row else row for row in ids]
+
+    def _score(self, answers: list[list[int]], rows: Tensor, references: Sequence[Sequence[str]]) -> Tensor:
+        """float64[number of answers], the reward of each among the references of its image."""
+        processor = self.model.processor
+        captions = [
+            closed(text, finished=answer[-1] == processor.tokenizer.eos_token_id)
+            for text, answer in zip(processor.batch_decode(answers), answers, strict=True)
         ]
-        texted = collate(examples, processor.tokenizer.pad_token_id)
-        inputs = {**texted.inputs, **shown, "image_rows": rows, "weights": weights.flatten().float()}
-        sums = [
-            len(rows),
-            drawn.sum(),
-            weights.sum(),
-            sum(map(len, answers[: len(rows)])),
-            len({(int(row), *answer) for row, answer in zip(rows, answers, strict=False)}),
-            sum(answer[-1] == end for answer in answers[: len(rows)]),
-        ]
-        return texted._replace(inputs=inputs), torch.tensor(sums, dtype=torch.float64)
+        right = [[closed(text) for text in texts] for texts in references]
+        return torch.tensor(self.reward.score(captions, [right[row] for row in rows]), dtype=torch.float64)
 
 
 def above_the_others(rewards: Tensor) -> Tensor:

@@ -6,7 +6,8 @@
     <output>/best/, last/      adapter folders: best validation score, and the latest
     <output>/checkpoints/      what `--resume` needs, see checkpoint.py
 
-The loop is read from top to bottom in `_run`; a step is in step.py, its samples come from batches.py.
+The loop is read from top to bottom in `_run`; a step is in step.py, its samples come from batches.py, and in
+self-critical training (train.stage scst) their captions from scst.py.
 """
 
 from __future__ import annotations
@@ -118,7 +119,8 @@ def _run(config: RunConfig, model: ExcitorModel, accelerator: Accelerator, outpu
             seconds = time.monotonic() - started
             speed = {"images_per_s": images / seconds, "tokens_per_s": answered / seconds}
             shown = f"{speed['images_per_s']:.1f} images/s, {speed['tokens_per_s']:.0f} tokens/s"
-            bar.advance(note=f"loss {facts.loss:.3f}, rate {rate:.1e}, {shown}")
+            learnt = f"reward {drawn.facts['reward']:.1f}" if critic else f"loss {facts.loss:.3f}"
+            bar.advance(note=f"{learnt}, rate {rate:.1e}, {shown}")
             if state.step % settings.log_every == 0:
                 row = {"loss": facts.loss, **drawn.facts, "learning_rate": rate, "grad_norm": facts.norm, **speed}
                 row["step_seconds"] = time.monotonic() - begun  # of this step alone, its batch included

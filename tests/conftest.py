@@ -30,8 +30,10 @@ from excitor_mm.config import (
     TrainConfig,
 )
 from excitor_mm.data.index import ShardIndex, write_index, write_shard
+from excitor_mm.data.pipeline import Example, collate
 from excitor_mm.data.samples import Sample
 from excitor_mm.model import build_model
+from excitor_mm.prompts import Rendered, answer_ids, prompt_ids
 
 torch.set_num_threads(2)
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "purple", "gray")
@@ -104,6 +106,37 @@ def write_language(folder: Path) -> Path:
     return folder
 
 
+def teach_captions(folder: Path) -> Path:
+    """Train the language model of `write_language` until it writes the samples' captions, each about as often."""
+    tokenizer, model = PreTrainedTokenizerFast.from_pretrained(folder), LlamaForCausalLM.from_pretrained(folder)
+    prompt = prompt_ids(tokenizer, "Caption:")
+    answers = [answer_ids(tokenizer, "Caption:", text) for n in range(8) for text in make_sample(n).captions]
+    texts = [Rendered([*prompt, *answer], [(len(prompt), len(prompt) + len(answer))], cut=0) for answer in answers]
+    inputs = collate([Example("", text, None) for text in texts], tokenizer.pad_token_id).inputs
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(40):
+        model(**{name: inputs[name] for name in ("input_ids", "attention_mask", "labels")}).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+    return folder
+
+
+def write_poisoned(language: Path, folder: Path) -> Path:
+    """The same language model, to which "purple", the word of sample 6 alone, is not a number."""
+    shutil.copytree(language, folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    texts = [sample.captions for sample in map(make_sample, range(8))]
+    others = {
+        i for number in (0, 1, 2, 3, 4, 5, 7) for text in texts[number] for i in tokenizer(f" {text}").input_ids
+    }
+    (word,) = set(tokenizer(" purple").input_ids) - others
+    state = load_file(folder / "model.safetensors")
+    state["model.embed_tokens.weight"][word] = torch.nan
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 def write_encoder(path: Path) -> Path:
     """Random weights of timm's smallest test ViT."""
     torch.manual_seed(1)
@@ -169,17 +202,7 @@ def photos(tmp_path: Path) -> Path:
 @pytest.fixture
 def poisoned(run_config: RunConfig, language_folder: Path, tmp_path: Path) -> RunConfig:
     """The same run with a language model to which "purple", the word of sample 6 alone, is not a number."""
-    folder = tmp_path / "poisoned"
-    shutil.copytree(language_folder, folder)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    texts = [sample.captions for sample in map(make_sample, range(8))]
-    others = {
-        i for number in (0, 1, 2, 3, 4, 5, 7) for text in texts[number] for i in tokenizer(f" {text}").input_ids
-    }
-    (word,) = set(tokenizer(" purple").input_ids) - others
-    state = load_file(folder / "model.safetensors")
-    state["model.embed_tokens.weight"][word] = torch.nan
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    folder = write_poisoned(language_folder, tmp_path / "poisoned")
     prompt = PromptConfig(template="Caption:")
     return dataclasses.replace(run_config, language=LanguageConfig(path=str(folder), dtype="float32"), prompt=prompt)
 

@@ -18,7 +18,7 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 from excitor_mm.commands import make_parser
 from excitor_mm.errors import DataError, DependencyError
 from excitor_mm.evaluate.captions import evaluate_captions, shuffle_captions
-from excitor_mm.metrics.captions import METRICS, CaptionScores, score_captions
+from excitor_mm.metrics.captions import METRICS, CaptionScores, score_captions, wording
 from excitor_mm.metrics.java import find_java
 from excitor_mm.metrics.ptb import ptb_tokenize
 
@@ -241,3 +241,10 @@ def test_decimal_commas_of_the_machine_do_not_matter(scores: CaptionScores, monk
     monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=de -Duser.country=DE")
     again = score_captions(PREDICTIONS, REFERENCES, ["METEOR"])
     assert again.scores["METEOR"] == scores.scores["METEOR"]
+
+
+def test_wording_sees_what_a_score_may_hide() -> None:
+    captions = ["A dog dog runs.", "on the left of the on the left of the", "a cat and a dog and a bird"]
+    found = wording(captions)
+    assert found == {"mean_words": pytest.approx(22 / 3), "repetitive": pytest.approx(2 / 3), "distinct_words": 10}
+    assert wording([]) == {"mean_words": 0, "repetitive": 0, "distinct_words": 0}

@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from excitor_mm.config import RunConfig
-from tests.conftest import make_shards
+from excitor_mm.config import LanguageConfig, PromptConfig, RunConfig
+from excitor_mm.prepare import build_for_training
+from tests.conftest import make_shards, teach_captions, write_language
 from tests.trust.ranks import ROOT, change, difference, run_ranks
 
 
@@ -31,7 +32,10 @@ def test_killed_runs_end_with_the_adapter_of_an_uninterrupted_one() -> None:
 
 
 def test_two_ranks_equal_one_with_two_passes(run_config: RunConfig, poisoned: RunConfig, tmp_path: Path) -> None:
-    """Bit for bit, because each sum has two terms: plain, with FSDP2, with steps left out, and resumed by one rank."""
+    """Bit for bit, because each sum has two terms: plain, with FSDP2, with steps left out, and resumed by one rank.
+
+    In self-critical training, too, whose captions are drawn by whichever rank has their image.
+    """
 
     def run(name: str, config: RunConfig = run_config, **settings: object) -> RunConfig:
         return change(config, tmp_path / name, **settings)
@@ -41,6 +45,10 @@ def test_two_ranks_equal_one_with_two_passes(run_config: RunConfig, poisoned: Ru
     data = dataclasses.replace(run_config.data, train=str(tmp_path / "halved"), lanes=2)
     broken = dataclasses.replace(poisoned, data=data)
     skipping = {"nonfinite": "skip", "batch_size": 4}
+    language = LanguageConfig(str(teach_captions(write_language(tmp_path / "language"))), dtype="float32")
+    speaking = dataclasses.replace(run_config, language=language, prompt=PromptConfig(template="Caption:"))
+    build_for_training(speaking).save_pretrained(tmp_path / "start")
+    drawing = {"start": str(tmp_path / "start"), "stage": "scst", "scst_samples": 3}
     run_ranks(
         2,
         [
@@ -50,6 +58,8 @@ def test_two_ranks_equal_one_with_two_passes(run_config: RunConfig, poisoned: Ru
             run("skipped-two", poisoned, **skipping),
             run("broken", broken),
             run("stopped", poisoned),
+            run("drawn-two", speaking, **drawing),
+            run("drawn-divided", speaking, **drawing, shard_frozen=True),
         ],
         tmp_path,
     )
@@ -61,6 +71,7 @@ def test_two_ranks_equal_one_with_two_passes(run_config: RunConfig, poisoned: Ru
             run("one", **passes),
             run("resumed", **passes, save_every=2),
             run("skipped", poisoned, **skipping, **passes),
+            run("drawn", speaking, **drawing, **passes),
         ],
         tmp_path,
     )
@@ -68,6 +79,8 @@ def test_two_ranks_equal_one_with_two_passes(run_config: RunConfig, poisoned: Ru
     assert difference(tmp_path / "one", tmp_path / "divided") == 0.0
     assert difference(tmp_path / "one", tmp_path / "resumed") == 0.0
     assert difference(tmp_path / "skipped", tmp_path / "skipped-two") == 0.0
+    assert difference(tmp_path / "drawn", tmp_path / "drawn-two") == 0.0
+    assert difference(tmp_path / "drawn", tmp_path / "drawn-divided") == 0.0
     assert (
         len({frozenset(p.name for p in (tmp_path / run / "best").iterdir()) for run in ("one", "two", "divided")})
         == 1
