@@ -89,7 +89,7 @@ def test_the_gradient_is_reinforces(config: RunConfig, baseline: str) -> None:
     config = change(config, scst_baseline=baseline)
     model, critic = critic_of(config)
     model.double()
-    window, _ = batches(config, model, 4)
+    (window,) = batches(config, model, 8)
     pixels = [part.double() for part in window.inputs["pixel_values"]]
     window = window._replace(inputs={**window.inputs, "pixel_values": pixels})
     drawn = critic.draw([window]).batches[0]
@@ -98,7 +98,7 @@ def test_the_gradient_is_reinforces(config: RunConfig, baseline: str) -> None:
     prompt = model.processor.caption_ids()
     total = torch.zeros((), dtype=torch.float64)
     differing = 0
-    for image in range(4):
+    for image in range(8):
         references = [[closed(text) for text in window.references[image]]]
         shown = {"pixel_values": [part[[image]] for part in pixels]}
         captions = answers(drawn)[3 * image : 3 * image + 3]
@@ -118,7 +118,7 @@ def test_the_gradient_is_reinforces(config: RunConfig, baseline: str) -> None:
             above = rewards[number] - (greedily if baseline == "greedy" else sum(others) / 2)
             total = total + above * likelihood
             differing += above != 0
-    expected = gradients(model, -total / 12)
+    expected = gradients(model, -total / 24)
     assert differing > 2
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
