@@ -13,7 +13,7 @@ $(VENV)/.ready: setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev,java]'
 	touch $@
 
-# The main job on real weights: about 10 minutes on two cores. QUICK=1: the same path in a few steps.
+# The main job on real weights: about 7 minutes on two cores. QUICK=1: the same path in a few steps.
 demo: setup
 	$(BIN)/python tools/demo.py $(if $(QUICK),--quick)
 
