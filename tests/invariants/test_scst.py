@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import shutil
 from pathlib import Path
@@ -17,9 +16,7 @@ from torch import Tensor
 from excitor_mm.adapter import TENSORS, load_config
 from excitor_mm.cache_features import cache_features
 from excitor_mm.config import DecodingConfig, PromptConfig, RunConfig
-from excitor_mm.data.pipeline import IGNORE, Batch, ExampleMaker, collate
-from excitor_mm.data.shards import list_shards
-from excitor_mm.data.stream import EvaluationStream, read_stream
+from excitor_mm.data.pipeline import IGNORE, Batch
 from excitor_mm.errors import ConfigError, DataError
 from excitor_mm.metrics.reward import closed
 from excitor_mm.model import ExcitorModel
@@ -29,10 +26,7 @@ from excitor_mm.step import make_scaler, train_step
 from excitor_mm.train import make_optimizer, train
 from excitor_mm.vision.tower import VisionTower
 from tests.conftest import make_shards, teach_captions, tiny_run, write_language, write_poisoned
-
-
-def change(config: RunConfig, **settings: object) -> RunConfig:
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, **settings))
+from tests.invariants.test_training import batches, change
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +45,6 @@ def first(tmp_path_factory: pytest.TempPathFactory, encoder_file: Path) -> RunCo
 def config(first: RunConfig, tmp_path: Path) -> RunConfig:
     """The second stage from there."""
     return change(first, output=str(tmp_path / "run"), stage="scst", scst_samples=3)
-
-
-def batches(config: RunConfig, model: ExcitorModel, size: int) -> list[Batch]:
-    """The eight samples in order, `size` at a time, without augmentation."""
-    tokenizer = model.processor.tokenizer
-    maker = ExampleMaker(tokenizer, model.task_format("caption"), model.tower.transform(), 0, 10**8, draw=False)
-    padder = functools.partial(collate, padding=tokenizer.pad_token_id)
-    stream = EvaluationStream(list_shards(config.data.train), maker, padder, batch_size=size)
-    return [item.batch for item in read_stream(stream, workers=0)]
 
 
 def critic_of(config: RunConfig) -> tuple[ExcitorModel, SelfCritic]:

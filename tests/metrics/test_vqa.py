@@ -211,3 +211,6 @@ def test_controls_are_answers_without_a_look(tmp_path: Path) -> None:
     (tmp_path / "fewer.json").write_text('[{"question_id": 0, "answer": "no"}]')
     with pytest.raises(DataError, match="lack 3 of 4 questions"):
         evaluate_answers(tmp_path / "real.json", str(references), other_images=tmp_path / "fewer.json")
+    (tmp_path / "truth.json").write_text('{"annotations": [{"question_id": 0, "answers": ["no"]}]}')
+    with pytest.raises(DataError, match="holds no texts of questions"):
+        evaluate_answers(tmp_path / "fewer.json", str(tmp_path / "truth.json"), training=str(training))
