@@ -41,7 +41,9 @@ def score_controls(
         answers[OTHER_IMAGES] = read_answers(other_images)
     if training is not None:
         if Path(references).suffix in (".json", ".gz"):
-            raise DataError(f"{references} holds no texts of questions to compare with training: give shards instead.")
+            raise DataError(
+                f"{references} holds no texts of questions to compare with training: give shards instead."
+            )
         answers[COMMONEST] = commonest_answers(read_questions(training), read_questions(references))
     scored = {name: score_answers(given, truth, rule) for name, given in answers.items()}
     return {name: {"accuracy": scores.overall, **scores.per_answer_type} for name, scores in scored.items()}
