@@ -30,9 +30,9 @@ class Method(NamedTuple):
 METHODS = {
     EXCITOR: Method(None, (2e-3, 4e-3, 8e-3)),
     "llama-adapter": Method("llama-adapter", (2e-3, 4e-3, 8e-3)),
-    "lora-prefix": Method("llava-lora", (5e-4, 1e-3, 2e-3)),
-    "clipcap": Method("clipcap", (5e-4, 1e-3, 2e-3)),
-    "llava": Method("llava", (5e-4, 1e-3, 2e-3)),
+    "lora-prefix": Method("llava-lora", (1e-3, 2e-3, 4e-3)),
+    "clipcap": Method("clipcap", (1e-3, 2e-3, 4e-3)),
+    "llava": Method("llava", (1e-3, 2e-3, 4e-3)),
 }
 """The grids have equally many rates, each twice the one before; the table says where the best one is at an edge."""
 
