@@ -1,8 +1,9 @@
 """The batches of a rank for each training step: from one stream, or from several mixed by weight.
 
 A step takes all its samples from one source, at the next positions in that source's order. Position p goes to rank
-p % ranks, and there to forward pass p // ranks % accumulation: two passes of one rank see the same samples as one
-pass of two ranks.
+p % ranks, and there to pass p // ranks % accumulation: two passes of one rank see the same samples as one pass of two
+ranks. A pass whose samples differ much in length is read in several batches, so that little padding is computed; that
+changes no sample of a step, and its gradient only by rounding.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from excitor_mm.data.stream import Step, TrainingStream, training_steps
 from excitor_mm.errors import DataError, ExcitorError
 from excitor_mm.model import ExcitorModel
 
+FURTHER_BATCH = 256
+"""Padding, in tokens, that is worth a further batch: its many small operations take about as long."""
+
 
 class Window(NamedTuple):
     """What a rank brings to one step."""
 
     batches: list[Batch]
-    """One for each accumulated forward pass."""
+    """At least one for each accumulated pass."""
     tokens: int
     """Answer tokens in all of them."""
     error: ExcitorError | None
@@ -39,6 +43,7 @@ class Windows:
     def __init__(self, config: RunConfig, model: ExcitorModel, accelerator: Accelerator, start: int) -> None:
         sources = config.training_sources()
         self.ranks, self.passes = accelerator.num_processes, config.train.accumulation
+        self.together = config.train.shard_frozen  # ranks that hold parts of the model need equally many batches
         self.collate = functools.partial(collate, padding=model.processor.tokenizer.pad_token_id)
         self.order = mixed_order([source.weight for source in sources])
         self.spare: Example | None = None
@@ -68,7 +73,24 @@ class Windows:
             raise DataError(f"No sample of the first step can be used{reason}: run `excitor-mm shards check`.")
         # A pass without a good sample still takes part in what the ranks do together, with nothing to learn.
         silent = self.spare._replace(text=self.spare.text._replace(answers=[]), references=())
-        return [self.collate(examples or [silent]) for examples in passes]
+        batches: list[Batch] = []
+        for examples in passes:
+            groups = [examples or [silent]] if self.together else by_length(examples or [silent])
+            batches += map(self.collate, groups)
+        return batches
+
+
+def by_length(examples: Sequence[Example]) -> list[Sequence[Example]]:
+    """Groups of similar length with the fewest tokens, padding included; each group costs `FURTHER_BATCH` more."""
+    rising = sorted(examples, key=lambda example: len(example.text.ids))
+    best: list[tuple[int, list[int]]] = [(0, [])]  # of the n shortest: tokens, and where the groups begin
+    for end, example in enumerate(rising, 1):
+        length = len(example.text.ids)
+        best.append(min((best[i][0] + (end - i) * length + FURTHER_BATCH, [*best[i][1], i]) for i in range(end)))
+    starts = best[-1][1]
+    if len(starts) == 1:
+        return [examples]
+    return [rising[start:end] for start, end in zip(starts, [*starts[1:], None], strict=True)]
 
 
 def mixed_order(weights: Sequence[float]) -> Iterator[int]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from excitor_mm.batches import Windows, mixed_order
+from excitor_mm.batches import FURTHER_BATCH, Windows, by_length, mixed_order
 from excitor_mm.config import DataConfig, PromptConfig, RunConfig, SourceConfig
 from excitor_mm.data.index import ShardIndex, write_index, write_shard
 from excitor_mm.data.pipeline import IGNORE, Example, ExampleMaker, collate
@@ -20,7 +20,7 @@ from excitor_mm.data.scienceqa import Problem
 from excitor_mm.errors import ConfigError
 from excitor_mm.model import ExcitorModel
 from excitor_mm.prepare import build_for_training
-from excitor_mm.prompts import Turn
+from excitor_mm.prompts import Rendered, Turn
 from tests.conftest import jpeg, make_shards
 
 PROBLEM = Problem(
@@ -136,6 +136,47 @@ def test_a_mixture_keeps_its_shares_and_resumes_anywhere(config: RunConfig, mode
             assert found.keys == batch.keys
             assert torch.equal(found.inputs["labels"], batch.inputs["labels"])
             assert found.inputs["image_mask"].any() == batch.inputs["image_mask"].any()
+
+
+@pytest.mark.parametrize("lengths", [[30] * 8, [30, 31, 33], [9, 400, 12, 390, 11, 10], [500, *[20] * 31], [7]])
+def test_grouping_by_length_keeps_every_example_and_never_costs_more(lengths: list[int]) -> None:
+    def cost(groups: list[list[int]]) -> int:
+        return sum(len(group) * max(group) + FURTHER_BATCH for group in groups)
+
+    examples = [Example(str(n), Rendered(list(range(length)), [], 0), None) for n, length in enumerate(lengths)]
+    groups = by_length(examples)
+    assert sorted(example.key for group in groups for example in group) == sorted(e.key for e in examples)
+    found = [[len(example.text.ids) for example in group] for group in groups]
+    cuts = [[lengths], *([sorted(lengths)[:i], sorted(lengths)[i:]] for i in range(1, len(lengths)))]
+    assert cost(found) <= min(map(cost, cuts))
+    if len(groups) == 1:
+        assert groups[0] == examples  # in their order: a step that needs no grouping is the same to the bit
+
+
+def test_a_step_of_long_and_short_rows_learns_the_same_in_several_batches(
+    config: RunConfig, model: ExcitorModel, tmp_path: Path
+) -> None:
+    rows = [Dialogue((Turn("word " * (1 + n % 2 * 24), answer=f"Answer {n}."),)) for n in range(8)]
+    samples = [Sample(f"{n:012d}", n, None, dialogue=row) for n, row in enumerate(rows)]
+    (tmp_path / "rows").mkdir()
+    write_index(tmp_path / "rows", ShardIndex("rows", [write_shard(tmp_path / "rows" / "t-000000.tar", samples)]))
+    data = DataConfig(train=[SourceConfig(str(tmp_path / "rows"), "instructions", "plain")], workers=0)
+    config = dataclasses.replace(config, data=data, train=dataclasses.replace(config.train, batch_size=8))
+    apart = Windows(config, model, Accelerator(cpu=True), start=0).next()
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, shard_frozen=True))
+    together = Windows(config, model, Accelerator(cpu=True), start=0).next()
+    assert (len(apart.batches), len(together.batches)) == (2, 1)
+    assert apart.tokens == together.tokens
+    size = sum(batch.inputs["labels"].numel() for batch in apart.batches)
+    assert size + FURTHER_BATCH < together.batches[0].inputs["labels"].numel()
+    gradients = []
+    for window in (apart, together):
+        model.zero_grad()
+        for batch in window.batches:
+            model(**batch.inputs)[0].backward()
+        gradients.append([p.grad.clone() for p in model.trainables().values() if p.grad is not None])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_one_template_a_task(config: RunConfig, tmp_path: Path) -> None:
