@@ -37,7 +37,7 @@ from pathlib import Path
 
 from baselines import equal_size
 from baselines.base import load_parts
-from studies import EXCITOR, METHODS, Row, carry_out
+from studies import EXCITOR, METHODS, RATES, Row, carry_out
 from studies.table import write_study
 
 from excitor_mm.cli import quieten
@@ -67,7 +67,7 @@ def make_options() -> argparse.ArgumentParser:
     methods = [EXCITOR, EXCITOR + PLAIN, *(name for name in METHODS if name != EXCITOR)]
     parser.add_argument("--methods", nargs="*", default=methods, help=f"rows; {' '.join(methods)} unless given")
     parser.add_argument("--variant", nargs="+", action="append", default=[], metavar="NAME key=value")
-    parser.add_argument("--rates", nargs="+", type=float, help="tried by all rows, in place of each method's own")
+    parser.add_argument("--rates", nargs="+", type=float, default=RATES, help="tried by all rows")
     parser.add_argument("--seeds", type=int, default=3, help="their number, from the configuration's on")
     parser.add_argument("--steps", type=int, help="of each training; the configuration's unless given")
     parser.add_argument("--features", help="cached visual tokens; see excitor-mm cache-features")
@@ -99,19 +99,20 @@ def plan(options: argparse.Namespace, changes: Sequence[str]) -> list[Row]:
     trainables, parts = sum(p.numel() for p in model.trainables().values()), load_parts(config, model.config.prompts)
     rows = []
     for name in options.methods:
-        method = METHODS.get(name.removesuffix(PLAIN))
-        if method is None:
+        method = name.removesuffix(PLAIN)
+        if method not in METHODS:
             raise ConfigError(f"The method is {name!r}: choose of {', '.join(METHODS)}, each also with {PLAIN}.")
         own = config
         if name.endswith(PLAIN):
             own = dataclasses.replace(config, prompt=dataclasses.replace(config.prompt, template="caption"))
-        size = equal_size(method.baseline, parts, trainables) if method.baseline else None
-        rows.append(Row(name, method.baseline, size, own, options.rates or method.rates))
+        baseline = METHODS[method]
+        size = equal_size(baseline, parts, trainables) if baseline else None
+        rows.append(Row(name, baseline, size, own, options.rates))
     for name, *pairs in options.variant:
         own = read_config(options, [*changes, *(f"--{pair}" for pair in pairs)])
         build_for_training(own)
         fixed = any(pair.startswith("train.learning_rate=") for pair in pairs)
-        rates = [own.train.learning_rate] if fixed else options.rates or METHODS[EXCITOR].rates
+        rates = [own.train.learning_rate] if fixed else options.rates
         rows.append(Row(name, None, None, own, rates))
     names = [row.name for row in rows]
     if len(set(names)) < len(names) or not all(re.fullmatch(r"[\w.-]+", name) for name in names):

@@ -18,23 +18,16 @@ from studies.run import Run, finished, in_a_process
 EXCITOR = "excitor"
 
 
-class Method(NamedTuple):
-    """A way to show a picture to the frozen language model."""
-
-    baseline: str | None
-    """Its name in `baselines.NAMES`; None: Excitor."""
-    rates: tuple[float, ...]
-    """The learning rates that are tried."""
-
-
-METHODS = {
-    EXCITOR: Method(None, (2e-3, 4e-3, 8e-3)),
-    "llama-adapter": Method("llama-adapter", (2e-3, 4e-3, 8e-3)),
-    "lora-prefix": Method("llava-lora", (1e-3, 2e-3, 4e-3)),
-    "clipcap": Method("clipcap", (1e-3, 2e-3, 4e-3)),
-    "llava": Method("llava", (1e-3, 2e-3, 4e-3)),
+METHODS: Mapping[str, str | None] = {
+    EXCITOR: None,
+    "llama-adapter": "llama-adapter",
+    "lora-prefix": "llava-lora",
+    "clipcap": "clipcap",
+    "llava": "llava",
 }
-"""The grids have equally many rates, each twice the one before; the table says where the best one is at an edge."""
+"""Ways to show a picture to the frozen language model, by their names in `baselines.NAMES`; None: Excitor."""
+RATES = (2e-3, 4e-3, 8e-3)
+"""Learning rates that every row tries; the table says where the best one is at an edge."""
 
 
 @dataclasses.dataclass(frozen=True)
