@@ -24,7 +24,7 @@ class Asked(NamedTuple):
 
     conversation: Conversation
     pixels: list[Tensor] | None
-    """One float[3, S, S] for each encoder, shared by all questions about an image; None without one."""
+    """One [3, S, S] for each encoder, shared by all questions about an image; None without one."""
 
 
 class Answer(NamedTuple):

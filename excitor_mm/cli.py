@@ -51,8 +51,8 @@ def quieten() -> None:
 
 def run(*arguments: str) -> NoReturn:
     """The console command: `arguments`, then those of the process."""
-    # The libraries' imports make a million objects that live to the end. Looking through them for garbage costs over a
-    # second: while they are made at Python's own threshold of 700, and again when the process ends.
+    # The libraries' imports make a million objects that live to the end. Looking through them for garbage costs over
+    # a second: while they are made at Python's own threshold of 700, and again when the process ends.
     gc.set_threshold(10_000)
     sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # file names need not be UTF-8
     status = main([*arguments, *sys.argv[1:]])

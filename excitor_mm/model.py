@@ -85,7 +85,7 @@ class ExcitorModel(nn.Module):
         """Encode images once for all layers and all decoding steps.
 
         Args:
-            pixel_values: one float[B, 3, S, S] for each encoder.
+            pixel_values: one [B, 3, S, S] for each encoder, normalised or uint8.
             image_mask: bool[B], False for samples without an image; None: all have one.
 
         Returns:

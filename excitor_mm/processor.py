@@ -28,7 +28,7 @@ class Processor:
     """
 
     def __init__(self, tokenizer: Any, tower: VisionTower, task_format: Callable[[str], TaskFormat]) -> None:
-        self.tokenizer, self.task_format = tokenizer, task_format
+        self.tokenizer, self.tower, self.task_format = tokenizer, tower, task_format
         self.transform = tower.transform()
 
     @property
@@ -87,7 +87,8 @@ class Processor:
 
     def pixels(self, image: ImageLike) -> list[Tensor]:
         """One float[3, S, S] for each encoder."""
-        return self.transform(image.convert("RGB") if isinstance(image, Image.Image) else load_image(image))
+        picture = image.convert("RGB") if isinstance(image, Image.Image) else load_image(image)
+        return self.tower.normalise(self.transform(picture))
 
     def batch_decode(self, ids: Tensor | list[list[int]]) -> list[str]:
         """New token ids int64[B, T], or lists of ids -> texts without special tokens, white space collapsed."""

@@ -124,7 +124,7 @@ TOWERS = {
 def cell_brightness(tower: VisionTower, image: Image.Image) -> np.ndarray:
     """What an attention would be that goes by brightness alone; tokens of the whole picture get a lot."""
     rows = []
-    for encoder, pixels in zip(tower.encoders, tower.transform()(image), strict=True):
+    for encoder, pixels in zip(tower.encoders, tower.normalise(tower.transform()(image)), strict=True):
         for block in encoder.layout():
             if block.grid is None:
                 rows.append(torch.full((block.tokens,), 9.0))

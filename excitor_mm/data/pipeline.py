@@ -31,7 +31,7 @@ class Example(NamedTuple):
     key: str
     text: Rendered
     pixels: list[Tensor] | None
-    """For each encoder a float[3, S, S], or its tokens float[N, V] from a cache; None without an image."""
+    """For each encoder a uint8[3, S, S], or its tokens float[N, V] from a cache; None without an image."""
     references: tuple[str, ...] = ()
     """All right answers to the last turn; one of them is in the text."""
     seed: int = 0

@@ -21,6 +21,7 @@ from excitor_mm.console import log
 from excitor_mm.data.order import SampleOrder
 from excitor_mm.data.samples import BadSample, Sample
 from excitor_mm.data.shards import BadRecord, read_shard
+from excitor_mm.data.transport import pack, unpack
 from excitor_mm.errors import DataError
 
 Transform = Callable[[Sample, int], Any]
@@ -249,9 +250,9 @@ def read_stream(stream: EvaluationStream, workers: int) -> Iterator[StreamItem]:
 
 
 def _load(stream: IterableDataset, workers: int) -> Iterator[Any]:
-    loader = DataLoader(stream, batch_size=None, num_workers=workers, worker_init_fn=_ignore_signals)
+    loader = DataLoader(stream, batch_size=None, num_workers=workers, collate_fn=pack, worker_init_fn=_ignore_signals)
     try:
-        for item in loader:
+        for item in map(unpack, loader):
             if isinstance(item, _Failure):
                 raise DataError(item.sentence)
             for record in item.bad:

@@ -28,7 +28,7 @@ class Preprocessing:
     def transform(
         self, crop_scale: tuple[float, float] | None = None, flip: float = 0.0
     ) -> Callable[[Image.Image], Tensor]:
-        """RGB image -> float[3, S, S].
+        """RGB image -> uint8[3, S, S]; what a reading process hands on is a fourth of floats.
 
         Args:
             crop_scale: for training, a random resized crop with this range of area; None for the
@@ -43,7 +43,13 @@ class Preprocessing:
             steps = [v2.Resize(self.shorter, interpolation=mode, antialias=True), v2.CenterCrop(self.size)]
         if flip > 0:
             steps.append(v2.RandomHorizontalFlip(flip))
-        return v2.Compose([*steps, v2.PILToTensor(), _Scale(), v2.Normalize(list(self.mean), list(self.std))])
+        return v2.Compose([*steps, v2.PILToTensor()])
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8[..., 3, S, S] -> float32[..., 3, S, S] as the encoder was trained on."""
+        floats = pixels.float() / 255
+        mean, std = floats.new_tensor(self.mean), floats.new_tensor(self.std)
+        return floats.sub_(mean[:, None, None]).div_(std[:, None, None])
 
     @property
     def shorter(self) -> int:
@@ -112,10 +118,3 @@ class Encoder(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """float[B, 3, S, S] normalised -> float[B, N, V]."""
         return torch.cat([part.flatten(2) for part in self.parts(pixels)], dim=2).transpose(1, 2)
-
-
-class _Scale:
-    """uint8 0..255 -> float 0..1; a class, so that worker processes can pickle it."""
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        return pixels.float() / 255

@@ -39,8 +39,15 @@ class VisionTower(nn.Module):
     def transform(
         self, crop_scale: tuple[float, float] | None = None, flip: float = 0.0
     ) -> Callable[[Image.Image], list[Tensor]]:
-        """RGB image -> one float[3, S, S] for each encoder; see `Preprocessing.transform`."""
+        """RGB image -> one uint8[3, S, S] for each encoder; see `Preprocessing.transform`."""
         return _Transforms([e.preprocessing.transform(crop_scale, flip) for e in self.encoders])
+
+    def normalise(self, pixels: Sequence[Tensor]) -> list[Tensor]:
+        """One uint8[..., 3, S, S] for each encoder -> float32 of the same shapes; floats are normalised already."""
+        return [
+            image if image.is_floating_point() else encoder.preprocessing.normalise(image)
+            for encoder, image in zip(self.encoders, pixels, strict=True)
+        ]
 
     def enough(self, crop_scale: tuple[float, float]) -> int:
         """The shorter side in pixels above which no random crop of a photo has to be enlarged.
@@ -51,9 +58,9 @@ class VisionTower(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixels: Sequence[Tensor]) -> list[Tensor]:
-        """One float[B, 3, S, S] for each encoder -> its standardised tokens float[B, N, width]."""
+        """What `normalise` takes, one [B, 3, S, S] for each encoder -> its standardised tokens float[B, N, width]."""
         found = []
-        for encoder, image in zip(self.encoders, pixels, strict=True):
+        for encoder, image in zip(self.encoders, self.normalise(pixels), strict=True):
             tokens = encoder(image.to(next(encoder.parameters()).dtype))
             found.append(F.layer_norm(tokens.float(), tokens.shape[-1:]))
         return found

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer
 
 from excitor_mm.data.pipeline import IGNORE, Example, collate
+from excitor_mm.data.transport import pack, unpack
 from excitor_mm.prompts import Rendered, answer_ids, prompt_ids
 
 
@@ -30,3 +32,23 @@ def test_labels_are_the_answers_alone(language_folder: Path) -> None:
             assert (labels[: len(example.text.ids) - len(answer)] == IGNORE).all()
             assert inputs["input_ids"][row][kept].tolist() == example.text.ids
             assert (labels[~kept] == IGNORE).all()
+
+
+def test_what_a_reading_process_hands_over_arrives_as_it_was() -> None:
+    text = Rendered([1, 2, 3], [(1, 3)], cut=0)
+    shapes = [(3, 4, 4), (3, 4, 4), (2, 5)]
+    examples = {
+        n: Example(str(n), text, [torch.full(shape, n, dtype=torch.uint8), torch.rand(shape)] if n else None)
+        for n, shape in enumerate([(1,), *shapes])
+    }
+    packed = pack((examples, ("bad",)))
+    assert len(packed.stacks) == 4  # two shapes of two precisions
+    assert not any(isinstance(leaf, torch.Tensor) for leaf in packed.leaves)
+    found, bad = unpack(pickle.loads(pickle.dumps(packed)))
+    assert bad == ("bad",)
+    assert list(found) == list(examples)
+    for n, example in examples.items():
+        assert found[n]._replace(pixels=None) == example._replace(pixels=None)
+        assert [p.dtype for p in found[n].pixels or []] == [p.dtype for p in example.pixels or []]
+        for one, other in zip(found[n].pixels or [], example.pixels or [], strict=True):
+            assert torch.equal(one, other)

@@ -70,7 +70,7 @@ def test_the_seen_box_is_what_the_transform_sees(size: tuple[int, int], crop_pct
     across = torch.arange(size[0]).expand(size[1], -1) + 0.5
     down = (torch.arange(size[1])[:, None] + 0.5).expand(-1, size[0])
     photo = torch.stack([across / size[0], down / size[1], torch.zeros_like(across)]).mul(255).round().byte()
-    (pixels,) = tower.transform()(Image.fromarray(photo.permute(1, 2, 0).numpy()))
+    (pixels,) = tower.normalise(tower.transform()(Image.fromarray(photo.permute(1, 2, 0).numpy())))
     left, top, right, bottom = tower.encoders[0].preprocessing.seen_box(*size)
     cells = pixels.shape[-1]
     for axis, (start, end) in enumerate(((left, right), (top, bottom))):
@@ -109,7 +109,7 @@ def test_preprocessing_comes_from_the_file(tmp_path: Path) -> None:
     metadata = {"mean": "[0.1, 0.2, 0.3]", "std": "[1, 1, 1]", "interpolation": "bilinear", "image_size": "160"}
     save_file(timm.create_model("test_vit", num_classes=0).state_dict(), path, metadata=metadata)
     tower = load_tower([EncoderConfig("timm", "test_vit", str(path))])
-    (pixels,) = tower.transform()(Image.new("RGB", (300, 200), "black"))
+    (pixels,) = tower.normalise(tower.transform()(Image.new("RGB", (300, 200), "black")))
     assert pixels.shape == (3, 160, 160)
     torch.testing.assert_close(pixels[:, 0, 0], -torch.tensor([0.1, 0.2, 0.3]))
 
@@ -120,7 +120,7 @@ def test_open_clip_preprocessing_equals_its_own() -> None:
     tower = load_tower([EncoderConfig("open_clip", "ViT-B-32", None)])
     own = image_transform_v2(PreprocessCfg(**tower.encoders[0].visual.preprocess_cfg), is_train=False)
     image = Image.radial_gradient("L").convert("RGB").resize((300, 260))
-    difference = (tower.transform()(image)[0] - own(image)).abs()
+    difference = (tower.normalise(tower.transform()(image))[0] - own(image)).abs()
     assert difference.max() < 0.05  # tensor and PIL resizing round differently
 
 
@@ -161,3 +161,13 @@ def test_enough_pixels_are_enough_for_every_random_crop() -> None:
         drawn = [crop.make_params([torch.zeros(3, *shape)]) for _ in range(300)]
         smallest = min([smallest, *(min(box["height"], box["width"]) for box in drawn)])
     assert smallest >= size - 1  # torchvision rounds
+
+
+def test_bytes_and_normalised_floats_of_a_photo_give_the_same_tokens() -> None:
+    tower = load_tower([EncoderConfig("timm", "test_vit", None), EncoderConfig("timm", "test_efficientnet", None)])
+    raw = [pixels[None] for pixels in tower.transform()(Image.radial_gradient("L").convert("RGB"))]
+    assert [pixels.dtype for pixels in raw] == [torch.uint8, torch.uint8]
+    ready = tower.normalise(raw)
+    assert all(torch.equal(pixels, again) for pixels, again in zip(ready, tower.normalise(ready), strict=True))
+    assert ready[0].min() < 0 < ready[0].max()
+    assert torch.equal(tower(raw), tower(ready))
