@@ -173,7 +173,7 @@ class ExcitorModel(nn.Module):
         ids = self.language.generate(  # type: ignore[misc]
             input_ids=input_ids.to(self.device),
             attention_mask=attention_mask.to(self.device),
-            visual_prompts=visual,
+            visual_prompts=None if visual is None else visual.unbind(1),
             visual_mask=mask,
             **{**generate_options(decoding or self.config.decoding), **options},
         )
