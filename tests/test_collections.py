@@ -154,7 +154,7 @@ def test_file_names_need_not_be_utf_8(tiny_adapter: Path, tmp_path: Path, capsys
 
 def test_watching_catches_files_while_they_are_written(tiny_adapter: Path, tmp_path: Path, capfd) -> None:
     """Twenty files dropped by a writer that pauses in the middle of each; one that stays broken until later."""
-    inbox, output = tmp_path / "inbox", tmp_path / "captions.jsonl"
+    inbox, output, ended = tmp_path / "inbox", tmp_path / "captions.jsonl", threading.Event()
     inbox.mkdir()
 
     def drop() -> None:
@@ -173,12 +173,14 @@ def test_watching_catches_files_while_they_are_written(tiny_adapter: Path, tmp_p
         late.write_bytes(jpeg())
         while len(output.read_text().splitlines()) < 21 and time.monotonic() < limit:
             time.sleep(0.1)
-        _thread.interrupt_main()
+        while not ended.wait(1.0):  # Python loses a Ctrl-C that falls into a finaliser
+            _thread.interrupt_main()
 
     writer = threading.Thread(target=drop)
     writer.start()
     command = ["caption", str(inbox), "--adapter", str(tiny_adapter), "--output", str(output), "--watch", "0.2"]
     assert main(command) == 0  # Ctrl-C is how watching ends
+    ended.set()
     writer.join()
     counts = Counter(row["path"] for row in read(output))
     assert counts == {str(path): 1 for path in inbox.iterdir()}
