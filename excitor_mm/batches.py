@@ -43,7 +43,8 @@ class Windows:
     def __init__(self, config: RunConfig, model: ExcitorModel, accelerator: Accelerator, start: int) -> None:
         sources = config.training_sources()
         self.ranks, self.passes = accelerator.num_processes, config.train.accumulation
-        self.together = config.train.shard_frozen  # ranks that hold parts of the model need equally many batches
+        # Ranks that hold parts of the model need equally many batches; captions that are drawn have no length yet.
+        self.together = config.train.shard_frozen or config.train.stage == "scst"
         self.collate = functools.partial(collate, padding=model.processor.tokenizer.pad_token_id)
         self.order = mixed_order([source.weight for source in sources])
         self.spare: Example | None = None
@@ -83,14 +84,17 @@ class Windows:
 def by_length(examples: Sequence[Example]) -> list[Sequence[Example]]:
     """Groups of similar length with the fewest tokens, padding included; each group costs `FURTHER_BATCH` more."""
     rising = sorted(examples, key=lambda example: len(example.text.ids))
-    best: list[tuple[int, list[int]]] = [(0, [])]  # of the n shortest: tokens, and where the groups begin
+    best = [(0, 0)]  # of the n shortest: tokens, and where the last group begins
     for end, example in enumerate(rising, 1):
         length = len(example.text.ids)
-        best.append(min((best[i][0] + (end - i) * length + FURTHER_BATCH, [*best[i][1], i]) for i in range(end)))
-    starts = best[-1][1]
-    if len(starts) == 1:
-        return [examples]
-    return [rising[start:end] for start, end in zip(starts, [*starts[1:], None], strict=True)]
+        best.append(min((best[start][0] + (end - start) * length + FURTHER_BATCH, start) for start in range(end)))
+    groups: list[Sequence[Example]] = []
+    end = len(rising)
+    while end:
+        start = best[end][1]
+        groups.append(rising[start:end])
+        end = start
+    return groups if len(groups) > 1 else [examples]
 
 
 def mixed_order(weights: Sequence[float]) -> Iterator[int]:

@@ -25,7 +25,7 @@ PREPROCESSING = Preprocessing(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225),
 
 
 def reader(options: Namespace) -> list[Comparison]:
-    """Decode and resize to 224 x 224; ours also normalises, batches and hands over to the training process."""
+    """Decode and resize to 224 x 224; ours also batches and hands over to the training process, which normalises."""
     shards = list_shards(options.images)
     images = [s.image for shard in shards for s in read_shard(shard, lambda _: None) if s.image][: options.count]
     pool = ProcessPoolExecutor(WORKERS)
