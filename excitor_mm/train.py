@@ -126,6 +126,8 @@ def _run(config: RunConfig, model: ExcitorModel, accelerator: Accelerator, outpu
                 row["step_seconds"] = time.monotonic() - begun  # of this step alone, its batch included
                 gates = [block.gate.abs().mean().item() for block in model.language.excitors().values()]
                 row |= {"shortened": shortened} if shortened else {}  # prompts of this process
+                if accelerator.device.type == "cuda":
+                    row["gpu_peak_mib"] = torch.cuda.max_memory_allocated(accelerator.device) / 2**20
                 state.note(accelerator, {**row, "gates": gates})
             last = state.step == settings.steps
             if config.data.validation and (last or state.step % settings.validate_every == 0):

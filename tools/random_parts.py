@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from excitor_mm.config import DataConfig, EncoderConfig, ExcitorConfig, LanguageConfig, PromptConfig, RunConfig
 from excitor_mm.defaults import default_path
+from excitor_mm.language import choose_device
 from excitor_mm.prepare import build_for_training
 
 TOKENIZER = "smollm2-135m-instruct"
@@ -55,7 +56,8 @@ def main() -> None:
     )
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
-    language = LlamaForCausalLM(shape)
+    with choose_device("auto"):  # a GPU draws them in seconds, a CPU in minutes
+        language = LlamaForCausalLM(shape)
     torch.set_default_dtype(torch.float32)
     language.save_pretrained(options.output / "language")
     tokenizer.save_pretrained(options.output / "language")

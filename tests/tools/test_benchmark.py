@@ -33,10 +33,13 @@ def test_sides_take_turns_after_a_round_that_does_not_count() -> None:
     sides = {"slow": lambda: side("slow", 2.0), "fast": lambda: side("fast", 1.0)}
     found = alternate(Comparison("x", sides, work=2), rounds=2)
     assert calls == ["slow", "fast"] * 3
-    assert found == {"slow": [3.0, 5.0], "fast": [2.0, 3.0]}
-    page = as_markdown(Comparison("x", sides, work=2), found)
+    assert found.costs == {"slow": [3.0, 5.0], "fast": [2.0, 3.0]}
+    page = as_markdown(Comparison("x", sides, work=2), found._replace(gpu_peaks={"slow": 0, "fast": 0}))
     assert "| slow | 4,000.0 | 3,000.0 to 5,000.0 | 1.58 |" in page  # the median of 3/2 and 5/3
     assert "| fast | 2,500.0 | 2,000.0 to 3,000.0 | 1.00 |" in page
+    page = as_markdown(Comparison("x", sides, work=2), found._replace(gpu_peaks={"slow": 3 << 20, "fast": 1 << 20}))
+    assert "GPU MiB" in page
+    assert "| fast | 2,500.0 | 2,000.0 to 3,000.0 | 1.00 | 1 |" in page
 
 
 @pytest.fixture

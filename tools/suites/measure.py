@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -42,21 +42,40 @@ class Comparison:
     """A first round that does not count."""
 
 
-def alternate(comparison: Comparison, rounds: int) -> dict[str, list[float]]:
-    """Seconds or bytes of every side for one unit, one side after the other in every round."""
+class Found(NamedTuple):
+    """What the sides of a comparison cost."""
+
+    costs: dict[str, list[float]]
+    """Seconds or bytes for one unit, of every round."""
+    gpu_peaks: dict[str, int]
+    """Bytes of a GPU's memory that a call of the side needs beside what lies there already; without a GPU 0."""
+
+
+def alternate(comparison: Comparison, rounds: int) -> Found:
+    """The cost of every side, one side after the other in every round."""
     found: dict[str, list[float]] = {name: [] for name in comparison.sides}
+    peaks = dict.fromkeys(comparison.sides, 0)
     first = 0 if comparison.warm_up else 1
     for number in range(first, rounds + 1):
         for name, side in comparison.sides.items():
+            held = start_peak()
             started = time.perf_counter()
             with contextlib.redirect_stdout(io.StringIO()):
                 value = side()
                 finish()
+            peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated() - held)  # 0 without a GPU
             value = time.perf_counter() - started if value is None else value
             log(f"{comparison.title}: round {number} of {rounds}, {name}: {_shown(comparison, value):.1f}")
             if number:
                 found[name].append(value / comparison.work)
-    return found
+    return Found(found, peaks)
+
+
+def start_peak() -> int:
+    """Bytes of the GPU's memory that are held now, from which its peak is counted anew; without a GPU 0."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
 
 
 def finish() -> None:
@@ -69,19 +88,20 @@ def _shown(comparison: Comparison, value: float) -> float:
     return value * 1e3 if comparison.measure == "ms" else value / 2**20
 
 
-def as_markdown(comparison: Comparison, found: Mapping[str, list[float]]) -> str:
-    """Median, spread, and the median over rounds of each side divided by the last."""
+def as_markdown(comparison: Comparison, found: Found) -> str:
+    """Median, spread, the median over rounds of each side divided by the last, and the GPU's memory if there is one."""
     facts = ", ".join(f"{key} {value}" for key, value in comparison.facts.items())
-    lines = [
-        f"**{comparison.title}** ({facts})\n",
-        f"| side | {comparison.measure} a {comparison.unit}, median | lowest to highest | ratio to the last |",
-        "|---|---|---|---|",
-    ]
-    base = list(found.values())[-1]
-    for name, values in found.items():
+    on_gpu = any(found.gpu_peaks.values())
+    heads = ["side", f"{comparison.measure} a {comparison.unit}, median", "lowest to highest", "ratio to the last"]
+    heads += ["GPU MiB above all weights"] if on_gpu else []
+    lines = [f"**{comparison.title}** ({facts})\n", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    base = list(found.costs.values())[-1]
+    for name, values in found.costs.items():
         ratio = statistics.median(value / other for value, other in zip(values, base, strict=True))
         low, middle, high = (_shown(comparison, v) for v in (min(values), statistics.median(values), max(values)))
-        lines.append(f"| {name} | {middle:,.1f} | {low:,.1f} to {high:,.1f} | {ratio:.2f} |")
+        cells = [name, f"{middle:,.1f}", f"{low:,.1f} to {high:,.1f}", f"{ratio:.2f}"]
+        cells += [f"{found.gpu_peaks[name] / 2**20:,.0f}"] if on_gpu else []
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -110,9 +130,8 @@ def run(suite: str, comparisons: list[Comparison], rounds: int, output: Path) ->
     rows, pages = [], [f"`{suite}`: {json.dumps(where)}, {rounds} rounds\n"]
     for comparison in comparisons:
         found = alternate(comparison, rounds)
-        rows.append(
-            {"title": comparison.title, "facts": dict(comparison.facts), "unit": comparison.unit, "costs": found}
-        )
+        what = {"title": comparison.title, "facts": dict(comparison.facts), "unit": comparison.unit}
+        rows.append({**what, "costs": found.costs, "gpu_peaks": found.gpu_peaks})
         pages.append(as_markdown(comparison, found) + "\n")
     write_json(output / f"{suite}.json", {"suite": suite, "machine": where, "rounds": rounds, "comparisons": rows})
     write_text(output / f"{suite}.md", "\n".join(pages))

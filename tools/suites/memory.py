@@ -1,4 +1,4 @@
-"""memory: peak resident memory of a process that generates, and of one that captions more and more pictures."""
+"""memory: peak memory of a process that generates, and of one that captions more and more pictures."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from io import StringIO
 from itertools import cycle, islice
 from pathlib import Path
 
+import torch
+
 from excitor_mm.generate import caption_pictures
 from excitor_mm.model import ExcitorModel
 from excitor_mm.pictures import find_pictures
 from suites.generation import seconds
 from suites.measure import Comparison, Side
-from suites.models import load_other, load_ours, random_tokens, text
+from suites.models import chosen, load_other, load_ours, random_tokens, text
 
 
 def memory(options: Namespace) -> list[Comparison]:
     """Each call runs in a fresh process. "above the weights" leaves out what loading alone takes."""
     sides: dict[str, Side] = {}
-    for name in ("excitor", "bare", "llama-adapter", "clipcap", "blip2", "llava"):
+    for name in ("excitor", *chosen(options, "bare", "llama-adapter", "clipcap", "blip2", "llava")):
         sides[name] = partial(_in_a_process, _generate, options, name)
     facts = {"batch": options.batch_size, "image tokens": options.image_tokens, "new tokens": options.new_tokens}
     peaks = Comparison("peak memory", sides, 1, "process", "MiB", facts, warm_up=False)
@@ -47,7 +49,9 @@ def _above(whole: Side, weights: Side) -> float:
 
 
 def peak() -> float:
-    """Bytes: the largest resident memory of this process so far."""
+    """Bytes: the most this process has held so far, of the GPU's memory where it uses one, else resident."""
+    if torch.cuda.is_initialized():
+        return float(torch.cuda.max_memory_allocated())
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024.0
