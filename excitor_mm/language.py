@@ -52,7 +52,14 @@ def load_language(
         raise ConfigError(
             "The device map leaves weights on the disk or in main memory: choose devices that hold all."
         )
-    return llama.eval(), load_tokenizer(config)
+    tokenizer = load_tokenizer(config)
+    # Training ends every answer with the tokenizer's end. The model's files may name others, or none: LLaMA 3's do,
+    # and GGUF files converted by some versions of transformers.
+    own = llama.generation_config.eos_token_id
+    ends = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
+    llama.generation_config.eos_token_id = list(dict.fromkeys(end for end in ends if end is not None)) or None
+    llama.generation_config.pad_token_id = tokenizer.pad_token_id
+    return llama.eval(), tokenizer
 
 
 def load_tokenizer(config: LanguageConfig) -> Any:

@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from excitor_mm.errors import DependencyError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -19,18 +21,27 @@ def smollm2(gguf: Path, target: Path) -> None:
 
     transformers reads GGUF itself (dequantising and undoing Meta's rotary order), but a model loaded that way
     refuses to be saved, so its weights move into a fresh model.
+
+    Raises:
+        DependencyError: this transformers misreads the tokenizer, as 5.17 did, so that no answer would ever end.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, __version__
 
     folder = str(gguf.parent)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
     loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=torch.bfloat16)
     settings = loaded.config.to_dict()
+    if tokenizer.eos_token_id != settings["eos_token_id"]:
+        raise DependencyError(
+            f"transformers {__version__} takes token {tokenizer.eos_token_id} of {gguf.name} for its end, expected "
+            f"{settings['eos_token_id']}: install the version that setup.cfg asks for."
+        )
     del settings["quantization_config"]
     plain = LlamaForCausalLM(LlamaConfig.from_dict(settings)).bfloat16()
     plain.load_state_dict(loaded.state_dict())
     plain.save_pretrained(target)
-    AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name).save_pretrained(target)
+    tokenizer.save_pretrained(target)
 
 
 def efficientnet_lite0(pth: Path, target: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from excitor_mm.defaults import convert, fetch
+from excitor_mm.errors import DependencyError
 from excitor_mm.vision.timm_encoder import load_timm
 from tests.conftest import llama_config
 
@@ -77,6 +79,24 @@ def test_gguf_becomes_the_same_llama(key_heads: int, tmp_path: Path) -> None:
     ids = torch.randint(3, 300, (2, 12))
     with torch.no_grad():
         assert torch.equal(plain(ids).logits, llama(ids).logits)
+
+
+def test_a_transformers_that_misreads_the_end_token_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    LlamaForCausalLM(llama_config(tie_word_embeddings=True)).bfloat16().save_pretrained(tmp_path / "original")
+    write_gguf(tmp_path / "tiny.gguf", LlamaForCausalLM.from_pretrained(tmp_path / "original").eval())
+    read = AutoTokenizer.from_pretrained
+
+    def as_5_17_did(*args: Any, **options: Any) -> Any:
+        tokenizer = read(*args, **options)
+        tokenizer.eos_token = tokenizer.bos_token
+        return tokenizer
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", as_5_17_did)
+    with pytest.raises(DependencyError, match=r"takes token 1 of tiny\.gguf for its end, expected 2"):
+        convert.smollm2(tmp_path / "tiny.gguf", tmp_path / "plain")
+    assert not (tmp_path / "plain").exists()
 
 
 def test_tokenizer_of_the_default_model_loses_nothing() -> None:

@@ -89,7 +89,7 @@ def _shown(comparison: Comparison, value: float) -> float:
 
 
 def as_markdown(comparison: Comparison, found: Found) -> str:
-    """Median, spread, the median over rounds of each side divided by the last, and the GPU's memory if there is one."""
+    """Median, spread, ratio to the last side as the median over rounds, and the memory of a GPU if there is one."""
     facts = ", ".join(f"{key} {value}" for key, value in comparison.facts.items())
     on_gpu = any(found.gpu_peaks.values())
     heads = ["side", f"{comparison.measure} a {comparison.unit}, median", "lowest to highest", "ratio to the last"]
