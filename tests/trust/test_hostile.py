@@ -26,7 +26,7 @@ from excitor_mm.data.shards import BadRecord, list_shards, read_shard
 from excitor_mm.errors import DataError
 from tests.conftest import jpeg, make_shards
 from tests.data.test_stream import members
-from tests.trust import fuzz
+from tests.trust.hostile import ANSWERS, COCO, KARPATHY, QUESTIONS, ROWS
 from tests.trust.ranks import ROOT
 from tests.trust.test_trust import run_tool
 
@@ -172,15 +172,15 @@ def replaced(value: object, *place: object, by: object) -> object:
 @pytest.mark.parametrize(
     ("name", "hostile"),
     [
-        ("karpathy", replaced(fuzz.KARPATHY, "images", 0, "sentences", by=["A cat."])),
-        ("karpathy", replaced(fuzz.KARPATHY, "images", 0, "sentences", by=[{}])),
-        ("answers", replaced(fuzz.ANSWERS, "annotations", 0, "answers", by=[-1])),
-        ("answers", replaced(fuzz.ANSWERS, "annotations", 0, "question_id", by=[[]])),
-        ("rows", replaced(fuzz.ROWS, 1, "id", by=[[]])),
+        ("karpathy", replaced(KARPATHY, "images", 0, "sentences", by=["A cat."])),
+        ("karpathy", replaced(KARPATHY, "images", 0, "sentences", by=[{}])),
+        ("answers", replaced(ANSWERS, "annotations", 0, "answers", by=[-1])),
+        ("answers", replaced(ANSWERS, "annotations", 0, "question_id", by=[[]])),
+        ("rows", replaced(ROWS, 1, "id", by=[[]])),
     ],
 )
 def test_annotations_the_fuzz_run_found(tmp_path: Path, name: str, hostile: object) -> None:
-    for other, value in (("captions", fuzz.COCO), ("questions", fuzz.QUESTIONS), (name, hostile)):
+    for other, value in (("captions", COCO), ("questions", QUESTIONS), (name, hostile)):
         (tmp_path / f"{other}.json").write_text(json.dumps(value))
     path, captions, questions = (tmp_path / f"{file}.json" for file in (name, "captions", "questions"))
     readers = {

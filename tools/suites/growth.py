@@ -22,7 +22,7 @@ from suites.memory import load_side, peak
 from suites.models import random_tokens, text
 
 GRID: dict[str, tuple[int, ...]] = {
-    "images": (16, 64, 256),
+    "images": (8, 32, 128),
     "image tokens": (64, 257, 577, 1024),
     "batch": (1, 4, 16, 32),
     "prompt tokens": (8, 50, 128, 256),
