@@ -19,7 +19,7 @@ from suites.models import load_other, load_ours
 def caption(options: Namespace) -> list[Comparison]:
     """Every side writes the same number of tokens with the adapter's beams, so that no caption's end decides."""
     ours = load_ours(options.adapter, options.dtype)
-    bare = load_other("bare", ours, options.dtype)
+    bare = load_other("bare", ours.config, options.dtype)
     pictures = list(find_pictures([options.images], StringIO()).pictures(lambda *_: None))[: options.count]
     pixels = [ours.processor.pixels(picture.source) for picture in pictures]
     length = {"min_new_tokens": options.new_tokens, "max_new_tokens": options.new_tokens}

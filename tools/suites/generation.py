@@ -83,7 +83,8 @@ def generate(options: Namespace) -> list[Comparison]:
 
 def _models(options: Namespace, *others: str) -> dict[str, ExcitorModel]:
     ours = load_ours(options.adapter, options.dtype)
-    return {"excitor": ours} | {name: load_other(name, ours, options.dtype) for name in chosen(options, *others)}
+    names = chosen(options, *others)
+    return {"excitor": ours} | {name: load_other(name, ours.config, options.dtype) for name in names}
 
 
 def _facts(options: Namespace, batch: int, words: dict[str, Tensor]) -> dict[str, object]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from excitor_mm.adapter import load_config
 from excitor_mm.generate import caption_pictures
 from excitor_mm.model import ExcitorModel
 from excitor_mm.pictures import find_pictures
@@ -65,8 +66,9 @@ def _load(options: Namespace, name: str) -> float:
 
 def load_side(options: Namespace, name: str) -> ExcitorModel:
     """A model by the name of its side."""
-    ours = load_ours(options.adapter, options.dtype)
-    return ours if name == "excitor" else load_other(name, ours, options.dtype)
+    if name == "excitor":
+        return load_ours(options.adapter, options.dtype)
+    return load_other(name, load_config(options.adapter), options.dtype)
 
 
 def _generate(options: Namespace, name: str) -> float:

@@ -10,7 +10,9 @@ import torch
 from baselines import Baseline, build_baseline
 from torch import Tensor
 
+from excitor_mm.adapter import AdapterConfig
 from excitor_mm.config import LanguageConfig, RunConfig
+from excitor_mm.language import choose_device
 from excitor_mm.model import ExcitorModel
 
 
@@ -24,15 +26,17 @@ def load_ours(adapter: Path, dtype: str) -> ExcitorModel:
     return ExcitorModel.from_pretrained(adapter, dtype=dtype)
 
 
-def load_other(name: str, ours: ExcitorModel, dtype: str) -> Baseline:
-    """A baseline on the parts of `ours`; weights that would have to be learnt are random, which costs the same."""
-    config = ours.config
-    if dtype == "auto":
-        dtype = str(ours.language.dtype).removeprefix("torch.")
+def load_other(name: str, config: AdapterConfig, dtype: str) -> Baseline:
+    """A baseline on the frozen parts of an adapter; weights that would have to be learnt are random, which costs the
+    same.
+    """
+    place = choose_device("auto")
+    if dtype == "auto":  # as `ExcitorModel.from_pretrained`
+        dtype = "float32" if place.type == "cpu" else config.language.dtype
     parts = dataclasses.asdict(config.language) | {"dtype": dtype}
     run = RunConfig(language=LanguageConfig(**parts), vision=config.vision, excitor=config.excitor)
     torch.manual_seed(0)
-    return build_baseline(name, run, config.prompts).eval().to(ours.device)
+    return build_baseline(name, run, config.prompts).eval().to(place)
 
 
 def random_tokens(model: ExcitorModel, batch: int, count: int) -> list[Tensor]:
