@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from suites import SUITES  # noqa: E402 - lies beside the tools
 from suites.growth import GRID, _topmost, draw  # noqa: E402
 from suites.measure import Comparison, alternate, as_markdown, run  # noqa: E402
+from suites.memory import peak, restart_peak  # noqa: E402
 
 
 def test_sides_take_turns_after_a_round_that_does_not_count() -> None:
@@ -40,6 +41,27 @@ def test_sides_take_turns_after_a_round_that_does_not_count() -> None:
     page = as_markdown(Comparison("x", sides, work=2), found._replace(gpu_peaks={"slow": 3 << 20, "fast": 1 << 20}))
     assert "GPU MiB" in page
     assert "| fast | 2,500.0 | 2,000.0 to 3,000.0 | 1.00 | 1 |" in page
+
+
+def test_a_side_that_costs_nothing_divides_nothing_and_the_rest_is_kept(tmp_path: Path) -> None:
+    def fail() -> float:
+        raise RuntimeError("no memory")
+
+    first = Comparison("first", {"ours": lambda: 3.0, "theirs": lambda: 0.0}, measure="MiB", warm_up=False)
+    with pytest.raises(RuntimeError, match="no memory"):
+        run("two", [first, Comparison("second", {"ours": fail}, warm_up=False)], 1, tmp_path)
+    (row,) = json.loads((tmp_path / "two.json").read_text())["comparisons"]
+    assert row["costs"] == {"ours": [3.0], "theirs": [0.0]}
+
+
+def test_the_peak_counts_from_where_it_was_restarted() -> None:
+    del_me = torch.ones(64 << 20, dtype=torch.uint8)
+    high = peak()
+    del del_me
+    held = restart_peak()
+    kept = torch.ones(16 << 20, dtype=torch.uint8)
+    assert held < high
+    assert len(kept) * 0.9 < peak() - held < 48 << 20
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from excitor_mm.model import ExcitorModel
 from excitor_mm.pictures import find_pictures
 from suites.generation import seconds
 from suites.measure import Comparison, Side
-from suites.memory import load_side, peak
+from suites.memory import load_side, peak, restart_peak
 from suites.models import random_tokens, text
 
 GRID: dict[str, tuple[int, ...]] = {
@@ -79,10 +79,10 @@ def _peaks(options: Namespace, name: str, what: str) -> list[float]:
 def _curve(options: Namespace, name: str, what: str) -> list[float]:
     """In a fresh process: sizes grow, so the peak after each is its own."""
     model = load_side(options, name)
-    loaded, found = peak(), []
+    held, found = restart_peak(), []
     for value in GRID[what]:
         _cost(model, options, {**SIZES, what: value})
-        found.append(peak() - loaded)
+        found.append(peak() - held)
     return found
 
 

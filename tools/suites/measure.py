@@ -97,9 +97,14 @@ def as_markdown(comparison: Comparison, found: Found) -> str:
     lines = [f"**{comparison.title}** ({facts})\n", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     base = list(found.costs.values())[-1]
     for name, values in found.costs.items():
-        ratio = statistics.median(value / other for value, other in zip(values, base, strict=True))
+        ratios = [value / other for value, other in zip(values, base, strict=True) if other]
         low, middle, high = (_shown(comparison, v) for v in (min(values), statistics.median(values), max(values)))
-        cells = [name, f"{middle:,.1f}", f"{low:,.1f} to {high:,.1f}", f"{ratio:.2f}"]
+        cells = [
+            name,
+            f"{middle:,.1f}",
+            f"{low:,.1f} to {high:,.1f}",
+            f"{statistics.median(ratios):.2f}" if ratios else "",
+        ]
         cells += [f"{found.gpu_peaks[name] / 2**20:,.0f}"] if on_gpu else []
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -133,6 +138,7 @@ def run(suite: str, comparisons: list[Comparison], rounds: int, output: Path) ->
         what = {"title": comparison.title, "facts": dict(comparison.facts), "unit": comparison.unit}
         rows.append({**what, "costs": found.costs, "gpu_peaks": found.gpu_peaks})
         pages.append(as_markdown(comparison, found) + "\n")
-    write_json(output / f"{suite}.json", {"suite": suite, "machine": where, "rounds": rounds, "comparisons": rows})
-    write_text(output / f"{suite}.md", "\n".join(pages))
+        facts = {"suite": suite, "machine": where, "rounds": rounds, "comparisons": rows}
+        write_json(output / f"{suite}.json", facts)  # after each, so that an interrupted suite keeps the others
+        write_text(output / f"{suite}.md", "\n".join(pages))
     return "\n".join(pages)
