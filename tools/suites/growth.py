@@ -115,10 +115,13 @@ def draw(results: Path, picture: Path) -> None:
     for line, (kind, unit, scale) in enumerate((("time", "ms an image", 1e3), ("memory", "MiB", 2**-20))):
         for panel, what in zip(panels[line], GRID, strict=True):
             points = [row for row in rows if row["title"] == f"{kind}, {what}"]
-            for name in points[0]["costs"]:
-                xs = [row["facts"][what] for row in points]
-                panel.plot(xs, [median(row["costs"][name]) * scale for row in points], marker="o", label=name)
-            panel.set(ylim=(0, None))
+            xs, highest = [row["facts"][what] for row in points], 0.0
+            for colour, name in enumerate(ALL):
+                if name in points[0]["costs"]:
+                    ys = [median(row["costs"][name]) * scale for row in points]
+                    panel.plot(xs, ys, marker="o", label=name, color=f"C{colour}")
+                    highest = max(highest, *ys)
+            panel.set_ylim(0, 1.1 * highest)
             panel.grid(alpha=0.3)
             if line:
                 panel.set_xlabel(what)
