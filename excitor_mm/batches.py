@@ -9,7 +9,7 @@ changes no sample of a step, and its gradient only by rounding.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
 from accelerate import Accelerator
@@ -54,6 +54,11 @@ class Windows:
         self.streams = [
             _stream(config, source, model, accelerator, steps) for source, steps in zip(sources, done, strict=True)
         ]
+
+    def close(self) -> None:
+        """End the processes that read: an iterator may live on in the frames of an exception, and they with it."""
+        for stream in self.streams:
+            stream.close()
 
     def next(self) -> Window:
         """The next window; an error is not raised, but handed over."""
@@ -114,7 +119,7 @@ def mixed_order(weights: Sequence[float]) -> Iterator[int]:
 
 def _stream(
     config: RunConfig, source: SourceConfig, model: ExcitorModel, accelerator: Accelerator, start: int
-) -> Iterator[Step]:
+) -> Generator[Step]:
     data, seed = config.data, config.train.seed
     maker = ExampleMaker(
         model.processor.tokenizer,

@@ -10,6 +10,7 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
+from multiprocessing import active_children
 from typing import NoReturn
 
 from excitor_mm.commands import COMMANDS, make_parser
@@ -57,4 +58,6 @@ def run(*arguments: str) -> NoReturn:
     sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # file names need not be UTF-8
     status = main([*arguments, *sys.argv[1:]])
     gc.freeze()
+    for child in active_children():  # readers wait for no signal; see excitor_mm/data/stream.py
+        child.kill()
     sys.exit(status)

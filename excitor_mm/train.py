@@ -102,7 +102,7 @@ def _run(config: RunConfig, model: ExcitorModel, accelerator: Accelerator, outpu
     frozen = frozen_checksums(model)
     started, images, answered, shortened = time.monotonic(), 0, 0, 0
     progress = Progress("training", settings.steps, "steps", done=state.step, shown=accelerator.is_main_process)
-    with StopSignals() as signals, progress as bar:
+    with StopSignals() as signals, progress as bar, contextlib.closing(windows):
         ended, stopping = state.step >= settings.steps or state.out_of_patience(settings.patience), 0
         while not ended and not stopping:
             rate, begun = set_learning_rate(optimizer, state.step, config), time.monotonic()

@@ -11,7 +11,8 @@ from __future__ import annotations
 import itertools
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -177,17 +178,19 @@ class TrainingStream(IterableDataset):
             yield Step(examples, reader.take())
 
 
-def training_steps(stream: TrainingStream, workers: int) -> Iterator[Step]:
-    """The steps of a rank; `workers` processes read and decode (0: this process). Bad samples are logged.
+def training_steps(stream: TrainingStream, workers: int) -> Generator[Step]:
+    """The steps of a rank; `workers` processes read and decode (0: this process), until it is closed.
+
+    Bad samples are logged.
 
     Raises:
         DataError: what stopped a worker.
     """
-    parts = _load(stream, workers)
-    while True:  # the loader asks its workers in turn
-        step = [next(parts) for _ in range(max(1, workers))]
-        examples = {position: example for part in step for position, example in part.examples.items()}
-        yield Step(dict(sorted(examples.items())), tuple(record for part in step for record in part.bad))
+    with closing(_load(stream, workers)) as parts:
+        while True:  # the loader asks its workers in turn
+            step = [next(parts) for _ in range(max(1, workers))]
+            examples = {position: example for part in step for position, example in part.examples.items()}
+            yield Step(dict(sorted(examples.items())), tuple(record for part in step for record in part.bad))
 
 
 class EvaluationStream(IterableDataset):
@@ -249,7 +252,7 @@ def read_stream(stream: EvaluationStream, workers: int) -> Iterator[StreamItem]:
     return _load(stream, workers)
 
 
-def _load(stream: IterableDataset, workers: int) -> Iterator[Any]:
+def _load(stream: IterableDataset, workers: int) -> Generator[Any]:
     loader = DataLoader(stream, batch_size=None, num_workers=workers, collate_fn=pack, worker_init_fn=_ignore_signals)
     try:
         for item in map(unpack, loader):

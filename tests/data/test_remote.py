@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import yaml
 
+from excitor_mm.checkpoint import plain
 from excitor_mm.data import remote
 from excitor_mm.data.shards import expected_samples, list_shards, read_shard
 from excitor_mm.data.stream import TrainingStream, training_steps
@@ -87,8 +93,8 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
 def steps(spec: str, workers: int) -> list[dict]:
     stream = TrainingStream(list_shards(spec), image_id, batch_size=4, seed=0, shuffle_buffer=4)
-    iterator = training_steps(stream, workers)
-    return [next(iterator).examples for _ in range(9)]
+    with closing(training_steps(stream, workers)) as iterator:
+        return [next(iterator).examples for _ in range(9)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -104,6 +110,18 @@ def test_a_bad_network_gives_the_samples_of_the_disk(serve, tmp_path: Path, work
         6,
         6,
     ]  # five faults and one success, for all readers together
+
+
+def test_training_ends_after_a_bad_network(serve, run_config, tmp_path: Path) -> None:
+    """What fsspec raises refers to its own frames, and through them to the readers of whoever called."""
+    server = serve(Path(run_config.data.train))
+    server.faults = ("500", "") * 9
+    config = dataclasses.replace(run_config, data=dataclasses.replace(run_config.data, train=server.url, workers=1))
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(plain(config)))
+    command = [sys.executable, "-m", "excitor_mm", "train", "--config", str(path), "--train.steps", "1"]
+    assert subprocess.run(command, timeout=60, capture_output=True).returncode == 0
+    assert server.asked["/index.json"] > 1
 
 
 @pytest.mark.parametrize(
