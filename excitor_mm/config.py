@@ -22,8 +22,8 @@ class LanguageConfig:
 
     path: str = "smollm2-135m-instruct"
     """A default part (see `excitor-mm fetch-defaults`), a local transformers folder, or a Hub id."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Precision of the frozen weights; the trainable ones are always float32."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the frozen weights; trainable ones are always float32. auto: bfloat16 where the hardware computes it."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention kernel."""
     quantization: Literal["none", "8bit", "4bit"] = "none"

@@ -1,4 +1,4 @@
-"""Answers end where training ended them, whatever the language model's own files say."""
+"""How the frozen language model is loaded: where its answers end, and in which precision."""
 
 from __future__ import annotations
 
@@ -32,3 +32,20 @@ def test_generation_stops_at_the_tokenizers_end_and_at_the_models_own(
         ids = llama.generate(torch.tensor([[1, 20, 30]]), max_new_tokens=5, do_sample=False)
         hook.remove()
         assert ids[0, 3:].tolist() == [end]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what the processor computes matters where there is no GPU")
+@pytest.mark.parametrize(
+    ("features", "dtype"),
+    [
+        ({}, torch.float32),
+        ({"avx512_bf16": False, "avx2": True}, torch.float32),
+        ({"amx_bf16": True}, torch.bfloat16),
+    ],
+)
+def test_auto_is_bfloat16_only_where_the_processor_computes_it(
+    features: dict[str, bool], dtype: torch.dtype, language_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    llama, _ = load_language(LanguageConfig(path=str(language_folder)))
+    assert {parameter.dtype for parameter in llama.parameters()} == {dtype}

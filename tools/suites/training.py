@@ -51,7 +51,7 @@ def train_step(options: Namespace) -> list[Comparison]:
         "of them answer": int((whole["labels"] != IGNORE).sum()),
         "image tokens": sum(part.shape[1] for part in tokens),
         "TFLOP": round(flops(ours, whole["labels"].numel()) / 1e12, 3),
-        "dtype": config.language.dtype,
+        "dtype": str(ours.language.dtype).removeprefix("torch."),
         "trainables": f"{sum(p.numel() for p in ours.trainables().values()):,}",
     }
     return [Comparison("train-step", sides, 1, "step", facts=facts)]
