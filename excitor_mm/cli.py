@@ -58,6 +58,6 @@ def run(*arguments: str) -> NoReturn:
     sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # file names need not be UTF-8
     status = main([*arguments, *sys.argv[1:]])
     gc.freeze()
-    for child in active_children():  # readers wait for no signal; see excitor_mm/data/stream.py
+    for child in active_children():  # readers ignore SIGTERM, and Python waits for children
         child.kill()
     sys.exit(status)

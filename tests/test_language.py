@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from excitor_mm.config import LanguageConfig
-from excitor_mm.language import load_language
+from excitor_mm.language import load_language, native_dtype
 
 
 @pytest.mark.parametrize("ending", [None, 7, [7, 8]])
@@ -34,7 +34,6 @@ def test_generation_stops_at_the_tokenizers_end_and_at_the_models_own(
         assert ids[0, 3:].tolist() == [end]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="what the processor computes matters where there is no GPU")
 @pytest.mark.parametrize(
     ("features", "dtype"),
     [
@@ -46,6 +45,15 @@ def test_generation_stops_at_the_tokenizers_end_and_at_the_models_own(
 def test_auto_is_bfloat16_only_where_the_processor_computes_it(
     features: dict[str, bool], dtype: torch.dtype, language_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
     llama, _ = load_language(LanguageConfig(path=str(language_folder)))
     assert {parameter.dtype for parameter in llama.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_auto_asks_the_gpu_where_there_is_one(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": not native})
+    assert native_dtype() == (torch.bfloat16 if native else torch.float32)
