@@ -60,8 +60,6 @@ class ExcitorConfig:
     """First value of the gates, one per key head. 0 starts exactly at the base model, and learns to see last."""
     prompt_std: NonNegativeFloat = 1.0
     """Standard deviation of the first learnable prompts."""
-    query_spread: PositiveFloat | None = None
-    """Of the first queries over the prompt's words, see first_queries.py; null: of random A, as in the paper."""
 
 
 TaskName = Literal["caption", "vqa", "scienceqa", "instructions"]
@@ -229,9 +227,10 @@ class DecodingConfig:
     """Above 1 discourages words already written, those of the prompt included."""
 
     def __post_init__(self) -> None:
-        low, high = self.min_new_tokens, self.max_new_tokens
-        if low > high:
-            raise ConfigError(f"min_new_tokens is {low}, more than max_new_tokens, {high}.")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ConfigError(
+                f"min_new_tokens is {self.min_new_tokens}, more than max_new_tokens, {self.max_new_tokens}."
+            )
 
 
 @dataclass(frozen=True)

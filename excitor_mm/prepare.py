@@ -12,7 +12,6 @@ from excitor_mm.config import Prompts, RunConfig
 from excitor_mm.data.shards import list_shards, read_shard
 from excitor_mm.data.tasks import palette_words
 from excitor_mm.errors import ConfigError
-from excitor_mm.first_queries import spread_queries
 from excitor_mm.model import ExcitorModel, build_model
 from excitor_mm.palette import choose_palette
 from excitor_mm.prompts import CAPTION_INSTRUCTION, PALETTE, TEMPLATES, Turn
@@ -22,11 +21,8 @@ Build = Callable[[RunConfig, Prompts], ExcitorModel]
 
 
 def build_excitor(config: RunConfig, prompts: Prompts) -> ExcitorModel:
-    """See `build_model` and `spread_queries`."""
-    model = build_model(config.language, config.vision, config.excitor, prompts, config.decoding, config.lora)
-    if config.excitor.query_spread is not None:
-        spread_queries(model, config.excitor.query_spread)
-    return model
+    """See `build_model`."""
+    return build_model(config.language, config.vision, config.excitor, prompts, config.decoding, config.lora)
 
 
 def build_for_training(config: RunConfig, build: Build = build_excitor) -> ExcitorModel:

@@ -16,7 +16,6 @@ ROWS = [
     {"llama", "charts", "adapter", "references", "pictures", "caption_files"},
     {"processor", "language", "lora"},
     {"model", "heatmap", "cache_features"},
-    {"first_queries"},
     {"likelihood", "answer", "batches", "prepare", "parallel"},
     {"queries"},
     {
