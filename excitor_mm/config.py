@@ -163,6 +163,8 @@ class TrainConfig:
     """Captions drawn of an image at each visit."""
     scst_baseline: Literal["samples", "greedy"] = "samples"
     """What a drawn caption's reward is held against: the mean of the image's others, or its greedy caption."""
+    scst_temperature: PositiveFloat = 1.0
+    """Captions are drawn, and learnt, with logits divided by it. Below 1, where too few draws are good."""
     steps: PositiveInt = 1000
     """Optimizer steps."""
     batch_size: PositiveInt = 32
@@ -227,10 +229,9 @@ class DecodingConfig:
     """Above 1 discourages words already written, those of the prompt included."""
 
     def __post_init__(self) -> None:
-        if self.min_new_tokens > self.max_new_tokens:
-            raise ConfigError(
-                f"min_new_tokens is {self.min_new_tokens}, more than max_new_tokens, {self.max_new_tokens}."
-            )
+        low, high = self.min_new_tokens, self.max_new_tokens
+        if low > high:
+            raise ConfigError(f"min_new_tokens is {low}, more than max_new_tokens, {high}.")
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ def generate_options(decoding: DecodingConfig) -> dict[str, Any]:
 
 
 def answer_losses(
-    lm_head: nn.Module, hidden: Tensor, labels: Tensor, label_smoothing: float = 0.0
+    lm_head: nn.Module, hidden: Tensor, labels: Tensor, label_smoothing: float = 0.0, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Cross entropy of each answer token, float32[n], and where they are, bool[B, T - 1] with n ones.
 
@@ -142,8 +142,9 @@ def answer_losses(
         hidden: float[B, T, C], its last hidden states.
         labels: int64[B, T], the token at its own position, `IGNORE` where it is not part of an answer.
         label_smoothing: probability mass spread over the vocabulary.
+        temperature: divides the logits.
     """
     targets = labels[:, 1:]
     wanted = targets != IGNORE
-    logits = lm_head(hidden[:, :-1][wanted]).float()  # only where a label is
+    logits = lm_head(hidden[:, :-1][wanted]).float() / temperature  # only where a label is
     return F.cross_entropy(logits, targets[wanted], reduction="none", label_smoothing=label_smoothing), wanted

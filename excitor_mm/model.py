@@ -128,6 +128,7 @@ class ExcitorModel(nn.Module):
         *,
         image_rows: Tensor | None = None,
         label_smoothing: float = 0.0,
+        temperature: float = 1.0,
         **images: Any,
     ) -> tuple[Tensor, Tensor]:
         """Cross entropy of each answer token, and where they are; see `language.answer_losses`.
@@ -136,7 +137,7 @@ class ExcitorModel(nn.Module):
             input_ids, attention_mask: int64[B, T].
             labels: int64[B, T], the token at its own position, -100 where it is not part of an answer.
             image_rows: see `generate`.
-            label_smoothing: probability mass spread over the vocabulary.
+            label_smoothing, temperature: see `language.answer_losses`.
             images: see `visual_prompts`.
         """
         visual, mask = take_rows(self.visual_prompts(**images), image_rows)
@@ -147,7 +148,7 @@ class ExcitorModel(nn.Module):
             visual_mask=mask,
             use_cache=False,
         ).last_hidden_state
-        return answer_losses(self.language.lm_head, hidden, labels.to(self.device), label_smoothing)
+        return answer_losses(self.language.lm_head, hidden, labels.to(self.device), label_smoothing, temperature)
 
     @torch.no_grad()
     def generate(

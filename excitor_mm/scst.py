@@ -1,6 +1,7 @@
 """Self-critical training: the model draws captions, and each is learnt as far as CIDEr puts it above a baseline.
 
-The gradient of the expected reward is REINFORCE's (Rennie et al. 2017, arXiv 1612.00563), w ~ p:
+The gradient of the expected reward is REINFORCE's (Rennie et al. 2017, arXiv 1612.00563), w ~ p,
+p = softmax(logits / temperature):
 
     grad E[r(w)] = E[(r(w) - b) grad log p(w)]
 
@@ -56,6 +57,7 @@ class SelfCritic:
     def __init__(self, config: RunConfig, model: ExcitorModel, accelerator: Accelerator) -> None:
         self.model, self.accelerator = model, accelerator
         self.samples, self.greedy = config.train.scst_samples, config.train.scst_baseline == "greedy"
+        self.temperature = config.train.scst_temperature
         self.decoding = DecodingConfig(beams=1, max_new_tokens=config.decoding.max_new_tokens)
         self.reward = CiderReward([closed(text) for text in texts] for texts in _training_captions(config))
 
@@ -103,6 +105,7 @@ class SelfCritic:
         examples = [Example(batch.keys[row], text, None) for row, text in zip(rows, texts, strict=True)]
         learnt = collate(examples, tokenizer.pad_token_id)
         inputs = {**learnt.inputs, **shown, "image_rows": rows, "weights": weights.flatten().float()}
+        inputs["temperature"] = self.temperature
         lengths, ended = map(len, answers), (answer[-1] == tokenizer.eos_token_id for answer in answers)
         different = {(int(row), *answer) for row, answer in zip(rows, answers, strict=True)}
         sums = [len(rows), drawn.sum(), weights.sum(), sum(lengths), len(different), sum(ended)]
@@ -112,12 +115,13 @@ class SelfCritic:
         """The tokens of a caption for each of `rows`, the end token included: drawn ones, then greedy ones."""
         processor = self.model.processor
         end = processor.tokenizer.eos_token_id
+        noise = Noise(seeds, self.samples, self.temperature, self.model.device)
         ids = self.model.generate(
             **processor.pad([processor.caption_ids()] * len(rows)),
             **shown,
             image_rows=rows,
             decoding=self.decoding,
-            logits_processor=LogitsProcessorList([_Noise(seeds, self.samples, self.model.device)]),
+            logits_processor=LogitsProcessorList([noise]),
             eos_token_id=end,
         ).tolist()
         return [row[: row.index(end) + 1] if end in row else row for row in ids]
@@ -141,8 +145,8 @@ def above_the_others(rewards: Tensor) -> Tensor:
     return (rewards[:, :, None] - rewards[:, None]).sum(-1) / (rewards.shape[1] - 1)
 
 
-class _Noise(LogitsProcessor):
-    """Turns the likeliest token into a drawn one, by Gumbel noise, as `torch.multinomial` does it.
+class Noise(LogitsProcessor):
+    """Turns the likeliest token into one drawn from softmax(scores / temperature), by Gumbel noise.
 
     Each image has a generator of its own, so its captions do not depend on the batch; rows behind those of the drawn
     captions are left alone.
@@ -150,17 +154,18 @@ class _Noise(LogitsProcessor):
     Args:
         seeds: of each image's visit.
         samples: captions drawn of each.
+        temperature: of the draws.
         device: of the logits.
     """
 
-    def __init__(self, seeds: Sequence[int], samples: int, device: torch.device) -> None:
-        self.samples = samples
+    def __init__(self, seeds: Sequence[int], samples: int, temperature: float, device: torch.device) -> None:
+        self.samples, self.temperature = samples, temperature
         self.generators = [torch.Generator(device).manual_seed(stable_hash(seed, "captions")) for seed in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
         """float32[B, vocabulary] -> the same, with noise."""
         for generator, rows in zip(self.generators, scores.split(self.samples), strict=False):
-            rows -= torch.empty_like(rows).exponential_(generator=generator).log_()
+            rows -= self.temperature * torch.empty_like(rows).exponential_(generator=generator).log_()
         return scores
 
 

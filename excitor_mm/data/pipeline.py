@@ -60,7 +60,8 @@ class Batch(NamedTuple):
             "pixel_values": [part[image, None] for part in values.pop("pixel_values")],
             "image_mask": values.pop("image_mask")[image, None],
         }
-        return {**{name: value[index, None] for name, value in values.items()}, **images}
+        own = {name: value[index, None] if isinstance(value, Tensor) else value for name, value in values.items()}
+        return {**own, **images}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from excitor_mm.errors import ConfigError, DataError
 from excitor_mm.metrics.reward import closed
 from excitor_mm.model import ExcitorModel
 from excitor_mm.prepare import build_for_training
-from excitor_mm.scst import SelfCritic, above_the_others, check_scst
+from excitor_mm.scst import Noise, SelfCritic, above_the_others, check_scst
 from excitor_mm.step import make_scaler, train_step
 from excitor_mm.train import make_optimizer, train
 from excitor_mm.vision.tower import VisionTower
@@ -68,10 +68,10 @@ def gradients(model: ExcitorModel, loss: Tensor) -> dict[str, Tensor]:
     return dict(zip(model.trainables(), found, strict=True))
 
 
-@pytest.mark.parametrize("baseline", ["samples", "greedy"])
-def test_the_gradient_is_reinforces(config: RunConfig, baseline: str) -> None:
+@pytest.mark.parametrize(("baseline", "temperature"), [("samples", 1.0), ("samples", 0.4), ("greedy", 1.0)])
+def test_the_gradient_is_reinforces(config: RunConfig, baseline: str, temperature: float) -> None:
     """Literally: one caption at a time through the whole model, its log-likelihood, its reward, its baseline."""
-    config = change(config, scst_baseline=baseline)
+    config = change(config, scst_baseline=baseline, scst_temperature=temperature)
     model, critic = critic_of(config)
     model.double()
     (window,) = batches(config, model, 8)
@@ -98,7 +98,7 @@ def test_the_gradient_is_reinforces(config: RunConfig, baseline: str) -> None:
             logits = model.language(
                 torch.tensor([[*prompt, *ids]]), visual_prompts=model.visual_prompts(**shown)[0]
             ).logits[0, len(prompt) - 1 : -1]
-            likelihood = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum()
+            likelihood = (logits / temperature).log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum()
             others = [reward for other, reward in enumerate(rewards) if other != number]
             above = rewards[number] - (greedily if baseline == "greedy" else sum(others) / 2)
             total = total + above * likelihood
@@ -107,6 +107,18 @@ def test_the_gradient_is_reinforces(config: RunConfig, baseline: str) -> None:
     assert differing > 2
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.4])
+def test_tokens_are_drawn_at_the_temperature(temperature: float) -> None:
+    """As often as softmax(scores / temperature) says; rows behind those of the samples stay as they are."""
+    draws = 20_000
+    scores = torch.tensor([2.0, 1.5, 1.0, 0.0, -1.0]).repeat(draws + 1, 1)
+    noisy = Noise([3], draws, temperature, torch.device("cpu"))(torch.empty(0), scores.clone())
+    expected = (scores[0] / temperature).softmax(0)
+    found = noisy[:draws].argmax(1).bincount(minlength=5) / draws
+    assert ((found - expected).abs() < 4 * (expected * (1 - expected) / draws).sqrt()).all()
+    assert torch.equal(noisy[draws], scores[draws])
 
 
 def test_equal_rewards_teach_nothing(config: RunConfig) -> None:
