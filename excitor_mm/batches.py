@@ -128,6 +128,7 @@ def _stream(
         seed,
         data.max_pixels,
         draw=True,
+        answers=config.train.answers,
         enough=model.tower.enough(data.crop_scale) if data.draft else None,
         cached=cached_tokens(config, source, model.tower, training=True),
     )

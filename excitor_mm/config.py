@@ -1,7 +1,6 @@
 """The configuration of a whole run, as frozen dataclasses; the YAML files in configs/ spell it out.
 
-No torch import here, so that `--help` is instant. Values are checked where they are used; what only this
-file can see (choices, types, ranges, unknown keys) is checked by jsonargparse while parsing.
+No torch import here, so that `--help` is instant. jsonargparse checks choices, types, ranges and keys while parsing.
 """
 
 from __future__ import annotations
@@ -165,6 +164,8 @@ class TrainConfig:
     """What a drawn caption's reward is held against: the mean of the image's others, or its greedy caption."""
     scst_temperature: PositiveFloat = 1.0
     """Captions are drawn, and learnt, with logits divided by it. Below 1, where too few draws are good."""
+    answers: PositiveInt = 1
+    """Different right answers learnt of a sample at each visit, behind one prompt: 5 are all captions of COCO."""
     steps: PositiveInt = 1000
     """Optimizer steps."""
     batch_size: PositiveInt = 32
@@ -260,10 +261,9 @@ class RunConfig:
         found: dict[str, str] = {}
         for source in [*self.training_sources(), *self.validation_sources()]:
             template = source.template or self.prompt.template
-            if found.setdefault(source.task, template) != template:
-                raise ConfigError(
-                    f"The task {source.task} has the templates {found[source.task]!r} and {template!r}: give it one."
-                )
+            first = found.setdefault(source.task, template)
+            if first != template:
+                raise ConfigError(f"Task {source.task} has the templates {first!r} and {template!r}: give it one.")
         return found
 
     def _sources(self, given: str | list[SourceConfig] | None) -> list[SourceConfig]:

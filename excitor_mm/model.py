@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from excitor_mm import adapter
 from excitor_mm.adapter import AdapterConfig
+from excitor_mm.branches import sight
 from excitor_mm.config import (
     DecodingConfig,
     EncoderConfig,
@@ -109,7 +110,7 @@ class ExcitorModel(nn.Module):
         """Summed cross entropy of the answers.
 
         Args:
-            weights: float[B], factor of each row's losses; None: 1.
+            weights: float[B, T], factor of the loss of each token; None: 1.
             inputs: see `answer_losses`.
 
         Returns:
@@ -117,7 +118,7 @@ class ExcitorModel(nn.Module):
         """
         losses, wanted = self.answer_losses(**inputs)
         if weights is not None:
-            losses = losses * weights.to(losses.device)[wanted.nonzero()[:, 0]]
+            losses = losses * weights.to(losses.device)[:, 1:][wanted]
         return losses.sum(), wanted.sum()
 
     def answer_losses(
@@ -126,6 +127,7 @@ class ExcitorModel(nn.Module):
         attention_mask: Tensor,
         labels: Tensor,
         *,
+        branches: Tensor | None = None,
         image_rows: Tensor | None = None,
         label_smoothing: float = 0.0,
         temperature: float = 1.0,
@@ -134,16 +136,15 @@ class ExcitorModel(nn.Module):
         """Cross entropy of each answer token, and where they are; see `language.answer_losses`.
 
         Args:
-            input_ids, attention_mask: int64[B, T].
+            input_ids, attention_mask, branches: int64[B, T]; branches where answers share a prompt, see branches.py.
             labels: int64[B, T], the token at its own position, -100 where it is not part of an answer.
-            image_rows: see `generate`.
             label_smoothing, temperature: see `language.answer_losses`.
-            images: see `visual_prompts`.
+            image_rows, images: see `generate` and `visual_prompts`.
         """
         visual, mask = take_rows(self.visual_prompts(**images), image_rows)
         hidden = self.language.model(
             input_ids=input_ids.to(self.device),
-            attention_mask=attention_mask.to(self.device),
+            **sight(attention_mask.to(self.device), branches, self.language.dtype),
             visual_prompts=None if visual is None else visual.unbind(1),
             visual_mask=mask,
             use_cache=False,
@@ -277,9 +278,7 @@ def build_model(
     """
     tower = load_tower(vision)
     llama, tokenizer = load_language(language, loading)
-    llama_print = adapter.fingerprint(
-        (name, p) for name, p in llama.named_parameters() if "norm" in name or "embed_tokens" in name
-    )  # these are never quantised
+    steady = [(n, p) for n, p in llama.named_parameters() if "norm" in n or "embed_tokens" in n]  # never quantised
     if excitor.layers == 0 and lora.rank == 0:
         raise ConfigError("excitor.layers and lora.rank are both 0, so nothing would train: raise one of them.")
     if lora.rank:
@@ -289,7 +288,7 @@ def build_model(
         parameter.requires_grad_(True)  # add_excitors froze all that was there
     config = AdapterConfig(
         language=language,
-        language_fingerprint=llama_print,
+        language_fingerprint=adapter.fingerprint(steady),
         vision=vision,
         vision_fingerprint=adapter.fingerprint(tower.named_parameters()),
         excitor=dataclasses.replace(excitor, layers=len(llama.excitors())),

@@ -99,6 +99,8 @@ class Rendered(NamedTuple):
     """Where each answer begins and ends; the end token belongs to it."""
     cut: int
     """Tokens of context left out because the prompt was too long."""
+    branches: list[int] | None = None
+    """Of each token where several answers share the prompt, see branches.py."""
 
 
 class TooLong(DataError):

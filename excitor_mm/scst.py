@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from excitor_mm.branches import share_prompt
 from excitor_mm.config import DecodingConfig, RunConfig
 from excitor_mm.data.order import stable_hash
 from excitor_mm.data.pipeline import Batch, Example, collate
@@ -102,10 +103,13 @@ class SelfCritic:
         texts = [
             Rendered([*prompt, *answer], [(len(prompt), len(prompt) + len(answer))], cut=0) for answer in answers
         ]
-        examples = [Example(batch.keys[row], text, None) for row, text in zip(rows, texts, strict=True)]
-        learnt = collate(examples, tokenizer.pad_token_id)
-        inputs = {**learnt.inputs, **shown, "image_rows": rows, "weights": weights.flatten().float()}
-        inputs["temperature"] = self.temperature
+        own = [share_prompt(texts[start : start + self.samples]) for start in range(0, len(texts), self.samples)]
+        learnt = collate([Example(*each, None) for each in zip(batch.keys, own, strict=True)], tokenizer.pad_token_id)
+        factors = torch.zeros(learnt.inputs["labels"].shape)
+        for row, (text, each) in enumerate(zip(own, weights.tolist(), strict=True)):
+            for (start, end), weight in zip(text.answers, each, strict=True):
+                factors[row, start:end] = weight
+        inputs = {**learnt.inputs, **shown, "weights": factors, "temperature": self.temperature}
         lengths, ended = map(len, answers), (answer[-1] == tokenizer.eos_token_id for answer in answers)
         different = {(int(row), *answer) for row, answer in zip(rows, answers, strict=True)}
         sums = [len(rows), drawn.sum(), weights.sum(), sum(lengths), len(different), sum(ended)]

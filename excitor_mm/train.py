@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from excitor_mm.batches import Windows
+from excitor_mm.branches import check_branches
 from excitor_mm.checkpoint import RunState, check_folder, claim_folder, read_checkpoint
 from excitor_mm.config import RunConfig
 from excitor_mm.console import Progress, log
@@ -209,5 +210,6 @@ def check_run(config: RunConfig, processes: int = 1) -> None:
         list_shards(source.shards)
     config.templates()
     check_scst(config)
+    check_branches(config)
     if any(source.task == "caption" for source in config.validation_sources()):
         find_java()

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 ROWS = [
     {"errors", "ranges"},
     {"console", "config", "prompts", "palette", "files"},
+    {"branches"},
     {"defaults", "excitor", "switches", "metrics", "data"},
     {"card", "vision"},
     {"llama", "charts", "adapter", "references", "pictures", "caption_files"},

@@ -13,6 +13,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from excitor_mm.branches import PADDING, share_prompt
 from excitor_mm.config import Prompts
 from excitor_mm.data.features import CachedTokens
 from excitor_mm.data.images import load_image
@@ -116,8 +117,10 @@ class ExampleMaker:
     seed: int
     max_pixels: int
     draw: bool
-    """True: one of the questions and of its answers by hash (training); False: the first question with its most
-    frequent answer (validation loss)."""
+    """True: one of the questions and `answers` of its answers by hash (training); False: the first question with its
+    most frequent answer (validation loss)."""
+    answers: int = 1
+    """Drawn at a visit, behind one prompt; fewer where there are not so many."""
     enough: int | None = None
     """See `load_image`."""
     cached: CachedTokens | None = None
@@ -143,12 +146,14 @@ class ExampleMaker:
         answers = _worded(conversation)
         if not answers:
             raise BadSample("no answer", f"{where} has no answer to learn from.")
-        answer = Counter(answers).most_common(1)[0][0]
+        chosen = [Counter(answers).most_common(1)[0][0]]
         if self.draw:
-            answer = answers[random.Random(drawn).randrange(len(answers))]
-        turns = (*conversation.turns[:-1], conversation.turns[-1]._replace(answer=answer))
+            chosen = random.Random(drawn).sample(answers, min(self.answers, len(answers)))
+        *earlier, last = conversation.turns
+        said = [(*earlier, last._replace(answer=answer)) for answer in chosen]
         try:
-            return self.tasks.render(self.tokenizer, turns, conversation.system)
+            texts = [self.tasks.render(self.tokenizer, turns, conversation.system) for turns in said]
+            return share_prompt(texts) if len(texts) > 1 else texts[0]
         except TooLong as error:
             raise BadSample("too long", f"{where}: {error}") from error
         except DataError as error:
@@ -175,18 +180,22 @@ def collate(examples: list[Example], padding: int) -> Batch:
     ids = torch.full((len(examples), length), padding)
     labels = torch.full((len(examples), length), IGNORE)
     mask = torch.zeros((len(examples), length), dtype=torch.long)
+    branches = torch.full((len(examples), length), PADDING)
     for index, example in enumerate(examples):
         row = torch.tensor(example.text.ids)
         ids[index, : len(row)] = row
         mask[index, : len(row)] = 1
+        branches[index, : len(row)] = torch.tensor(example.text.branches or [0] * len(row))
         for start, end in example.text.answers:
             labels[index, start:end] = row[start:end]
+    shared = {"branches": branches} if any(example.text.branches for example in examples) else {}
     return Batch(
         [example.key for example in examples],
         {
             "input_ids": ids,
             "attention_mask": mask,
             "labels": labels,
+            **shared,
             **stack_pixels([example.pixels for example in examples]),
         },
         sum(example.text.cut > 0 for example in examples),

@@ -53,8 +53,13 @@ def critic_of(config: RunConfig) -> tuple[ExcitorModel, SelfCritic]:
 
 
 def answers(batch: Batch) -> list[list[int]]:
-    """The tokens of each row that are learnt."""
-    return [row[row != IGNORE].tolist() for row in batch.inputs["labels"]]
+    """The tokens of each caption that is learnt: those of each branch of each row."""
+    rows = zip(batch.inputs["labels"], batch.inputs["branches"], strict=True)
+    return [
+        labels[(labels != IGNORE) & (branches == branch)].tolist()
+        for labels, branches in rows
+        for branch in range(1, int(branches.max()) + 1)
+    ]
 
 
 def said(model: ExcitorModel, ids: list[int]) -> str:
