@@ -23,7 +23,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("suites", choices=list(SUITES), nargs="+", metavar="SUITE", help=", ".join(SUITES))
     parser.add_argument("--adapter", type=Path, default=None, help="adapter folder; the shipped one unless given")
-    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "demo.yaml", help="of train-step")
+    parser.add_argument(
+        "--config", type=Path, default=ROOT / "configs" / "demo.yaml", help="of train-step and answers"
+    )
     parser.add_argument(
         "--images",
         default=str(ROOT / "data" / "sample" / "train"),

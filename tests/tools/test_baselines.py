@@ -12,10 +12,12 @@ from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from excitor_mm.adapter import AdapterConfig
+from excitor_mm.branches import share_prompt
 from excitor_mm.config import DecodingConfig, EncoderConfig, ExcitorConfig, LanguageConfig, Prompts, RunConfig
-from excitor_mm.data.pipeline import IGNORE, stack_pixels
+from excitor_mm.data.pipeline import IGNORE, Example, collate, stack_pixels
 from excitor_mm.errors import AdapterError, ConfigError
 from excitor_mm.llama import ExcitorLlamaForCausalLM
+from excitor_mm.prompts import Rendered
 from excitor_mm.vision.tower import load_tower
 from tests.conftest import COLOURS, llama_config
 
@@ -61,6 +63,27 @@ def test_what_is_declared_trains_and_nothing_else_does(name: str, run_config: Ru
     assert losses[-1] < losses[0]
     moved = {key for key, p in model.named_parameters() if not torch.equal(p, before[key])}
     assert moved == set(model.trainables())
+
+
+@pytest.mark.parametrize("name", baselines.TRAINED)
+def test_answers_behind_one_prompt_cost_what_rows_of_their_own_do(name: str, run_config: RunConfig) -> None:
+    """Of two pictures and a text without one, whose prefix nobody sees."""
+    model = make(name, run_config)
+    shown = model.processor(images=[Image.new("RGB", (40, 40), colour) for colour in COLOURS[:2]])
+    images: list = [*([part[row] for part in shown["pixel_values"]] for row in range(2)), None]
+    prompt = shown["input_ids"][0].tolist()
+    groups = [
+        [
+            Rendered([*prompt, 40 + row, *tail], [(len(prompt), len(prompt) + 1 + len(tail))], 0)
+            for tail in ([], [7, 8])
+        ]
+        for row in range(3)
+    ]
+    loss, _ = model(
+        **collate([Example("", share_prompt(g), i) for g, i in zip(groups, images, strict=True)], 0).inputs
+    )
+    apart = [Example("", text, image) for group, image in zip(groups, images, strict=True) for text in group]
+    assert loss.item() == pytest.approx(model(**collate(apart, 0).inputs)[0].item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", baselines.TRAINED)

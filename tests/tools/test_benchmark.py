@@ -88,7 +88,7 @@ def options(run_config: RunConfig, tmp_path: Path) -> Namespace:
     )
 
 
-@pytest.mark.parametrize("suite", ["train-step", "prefill", "decode", "generate", "caption", "reader"])
+@pytest.mark.parametrize("suite", ["train-step", "answers", "prefill", "decode", "generate", "caption", "reader"])
 def test_suites_run_and_write_every_figure(suite: str, options: Namespace, tmp_path: Path) -> None:
     comparisons = SUITES[suite](options)
     page = run(suite, comparisons, 2, tmp_path / "out")

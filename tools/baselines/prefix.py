@@ -11,6 +11,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from baselines.base import Baseline, Parts
+from excitor_mm.branches import PADDING, sight
 from excitor_mm.config import DecodingConfig
 from excitor_mm.language import answer_losses, generate_options
 
@@ -52,15 +53,21 @@ class PrefixModel(Baseline):
         attention_mask: Tensor,
         labels: Tensor,
         *,
+        branches: Tensor | None = None,
         image_rows: Tensor | None = None,
         label_smoothing: float = 0.0,
+        temperature: float = 1.0,
         **images: Any,
     ) -> tuple[Tensor, Tensor]:
         """See `ExcitorModel.answer_losses`."""
         embeddings, mask = self.prefixed(input_ids, attention_mask, **images, image_rows=image_rows)
-        hidden = self.language.model(inputs_embeds=embeddings, attention_mask=mask, use_cache=False).last_hidden_state
+        if branches is not None:  # the image is a part of the prompt; a masked one is nobody's
+            image = torch.where(mask[:, : -input_ids.shape[1]] == 1, 0, PADDING - 1)
+            branches = torch.cat([image, branches.to(self.device)], dim=1)
+        seen = sight(mask, branches, self.language.dtype)
+        hidden = self.language.model(inputs_embeds=embeddings, **seen, use_cache=False).last_hidden_state
         words = hidden[:, -input_ids.shape[1] :]
-        return answer_losses(self.language.lm_head, words, labels.to(self.device), label_smoothing)
+        return answer_losses(self.language.lm_head, words, labels.to(self.device), label_smoothing, temperature)
 
     @torch.no_grad()
     def generate(

@@ -13,10 +13,11 @@ from suites.memory import memory
 from suites.reading import reader
 from suites.scoring import evaluation
 from suites.starting import startup
-from suites.training import train_step
+from suites.training import answers, train_step
 
 SUITES: dict[str, Callable[[Namespace], list[Comparison]]] = {
     "train-step": train_step,
+    "answers": answers,
     "prefill": prefill,
     "decode": decode,
     "generate": generate,

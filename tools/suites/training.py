@@ -1,9 +1,13 @@
-"""train-step: forward, backward and AdamW of every method on one batch of real captions."""
+"""Forward, backward and AdamW on one batch of real captions.
+
+train-step: of every method. answers: of all captions of a picture, behind one prompt and in rows of their own.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -12,9 +16,11 @@ import yaml
 from baselines import build_baseline
 from torch import Tensor
 
+from excitor_mm.branches import share_prompt
 from excitor_mm.config import RunConfig, from_dict
 from excitor_mm.data.images import MAX_PIXELS
 from excitor_mm.data.pipeline import IGNORE, Batch, ExampleMaker, collate
+from excitor_mm.data.samples import Sample
 from excitor_mm.data.shards import list_shards, read_shard
 from excitor_mm.language import choose_device
 from excitor_mm.model import ExcitorModel
@@ -27,12 +33,8 @@ OTHERS = ("llama-adapter", "clipcap", "blip2", "llava", "lora")
 
 def train_step(options: Namespace) -> list[Comparison]:
     """The batch's visual tokens are encoded beforehand for all sides but one."""
-    values = yaml.safe_load(options.config.read_text(encoding="utf-8"))
-    values["data"] |= {"train": options.images, "validation": None}  # the palette comes from the same captions
-    config = from_dict(RunConfig, values)
-    torch.manual_seed(0)
-    place = choose_device("auto")
-    ours = build_for_training(config).to(place)
+    config, ours = _build(options)
+    place = ours.device
     whole = read_batch(ours, options.images, options.batch_size).inputs
     tokens = ours.tower.encode([pixels.to(place) for pixels in whole["pixel_values"]])
     cached = {**whole, "pixel_values": tokens}
@@ -57,6 +59,41 @@ def train_step(options: Namespace) -> list[Comparison]:
     return [Comparison("train-step", sides, 1, "step", facts=facts)]
 
 
+def answers(options: Namespace) -> list[Comparison]:
+    """`--count` pictures, whose visual tokens are encoded beforehand for both sides."""
+    _, model = _build(options)
+    padding = model.processor.tokenizer.pad_token_id
+    groups = [
+        [maker(dataclasses.replace(sample, captions=(caption,)), 0) for caption in sample.captions]
+        for maker, sample in _samples(model, options.images, options.count)
+    ]
+    shared = collate([group[0]._replace(text=share_prompt([e.text for e in group])) for group in groups], padding)
+    apart = collate([example for group in groups for example in group], padding)
+    pixels = [part.to(model.device) for part in shared.inputs["pixel_values"]]
+    shown = {"pixel_values": model.tower.encode(pixels), "image_mask": shared.inputs["image_mask"]}
+    rows = torch.tensor([row for row, group in enumerate(groups) for _ in group])
+    sides = {
+        "behind one prompt": _step(model, {**shared.inputs, **shown}),
+        "in rows of their own": _step(model, {**apart.inputs, **shown, "image_rows": rows}),
+    }
+    facts = {
+        "pictures": len(groups),
+        "captions": len(rows),
+        "tokens": shared.inputs["labels"].numel(),
+        "tokens in rows of their own": apart.inputs["labels"].numel(),
+        "dtype": str(model.language.dtype).removeprefix("torch."),
+    }
+    return [Comparison("answers", sides, 1, "step", facts=facts)]
+
+
+def _build(options: Namespace) -> tuple[RunConfig, ExcitorModel]:
+    values = yaml.safe_load(options.config.read_text(encoding="utf-8"))
+    values["data"] |= {"train": options.images, "validation": None}  # the palette comes from the same captions
+    config = from_dict(RunConfig, values)
+    torch.manual_seed(0)
+    return config, build_for_training(config).to(choose_device("auto"))
+
+
 def flops(model: ExcitorModel, tokens: int) -> float:
     """Of the frozen layers' products: 2 a weight and token forward, and as many backward through excited layers.
 
@@ -69,10 +106,15 @@ def flops(model: ExcitorModel, tokens: int) -> float:
 
 def read_batch(model: ExcitorModel, shards: str, count: int) -> Batch:
     """The first `count` samples with their first captions."""
+    examples = [maker(sample, 0) for maker, sample in _samples(model, shards, count)]
+    return collate(examples, model.processor.tokenizer.pad_token_id)
+
+
+def _samples(model: ExcitorModel, shards: str, count: int) -> Iterator[tuple[ExampleMaker, Sample]]:
     tokenizer, form = model.processor.tokenizer, model.task_format("caption")
     maker = ExampleMaker(tokenizer, form, model.tower.transform(), 0, MAX_PIXELS, draw=False)
     samples = (sample for shard in list_shards(shards) for sample in read_shard(shard, lambda _: None))
-    return collate([maker(sample, 0) for sample in islice(samples, count)], tokenizer.pad_token_id)
+    return ((maker, sample) for sample in islice(samples, count))
 
 
 def _step(model: ExcitorModel, batch: Mapping[str, Any]) -> Side:
