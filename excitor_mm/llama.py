@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, LlamaModel
+from transformers import DynamicCache, LlamaForCausalLM, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from excitor_mm.config import ExcitorConfig
@@ -141,6 +141,24 @@ class ExcitorLlamaForCausalLM(LlamaForCausalLM):
         ids, expanded = super()._expand_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         expanded.update(shared)
         return ids, expanded
+
+    def _prefill(
+        self, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """As upstream, which reads a prompt anew for each of its beams or samples, but for a growing cache."""
+        asked = generation_config
+        copies, cache = max(asked.num_beams, asked.num_return_sequences), model_kwargs.get(CACHE)
+        traced = asked.output_attentions or asked.output_hidden_states  # those of the prompt have a row for each copy
+        if copies == 1 or traced or type(cache) is not DynamicCache or cache.get_seq_length():
+            return super()._prefill(input_ids, asked, model_kwargs, *args, **kwargs)  # type: ignore[misc]
+        once = dict(model_kwargs)
+        for name in ("attention_mask", "position_ids"):
+            if once.get(name) is not None:
+                once[name] = once[name][::copies]
+        read = super()._prefill(input_ids[::copies], asked, once, *args, **kwargs)  # type: ignore[misc]
+        cache.batch_repeat_interleave(copies)
+        read.logits = read.logits.repeat_interleave(copies, dim=0)
+        return read
 
     def add_excitors(self, config: ExcitorConfig, visual_width: int | None) -> None:
         """Freeze this model and put trainable Excitor blocks into its topmost `config.layers` layers.

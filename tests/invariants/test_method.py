@@ -142,7 +142,39 @@ def test_beams_share_an_image(visual_rank: int | None) -> None:
     images = model.project_visual(torch.randn(2, 4, VISUAL))
     ids = torch.randint(3, 300, (2, 7))
     model.generate(input_ids=ids, visual_prompts=images, num_beams=beams, max_new_tokens=4, do_sample=False)
-    assert seen == {(2 * beams, 2)}
+    assert seen == {(2, 2), (2 * beams, 2)}  # the prompt is read once for all beams
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3}, {"num_beams": 2, "do_sample": True}]
+)
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_prompt_that_is_read_once_gives_what_reading_it_for_each_does(options: dict, padded: bool) -> None:
+    """Asking for hidden states takes upstream's way, one row for each beam or sample."""
+    model, ids = make_llama(), torch.randint(3, 300, (2, 7))
+    mask = torch.ones_like(ids)
+    mask[1, :2] = 1 - padded
+    common = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "visual_prompts": model.project_visual(torch.randn(2, 6, VISUAL)),
+    }
+    found = []
+    for traced in (False, True):
+        torch.manual_seed(1)
+        written = model.generate(
+            **common,
+            **options,
+            max_new_tokens=6,
+            output_hidden_states=traced,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        found.append(written)
+    assert torch.equal(found[0].sequences, found[1].sequences)
+    for once, each in zip(found[0].logits, found[1].logits, strict=True):
+        torch.testing.assert_close(once, each)
+    assert len(found[1].hidden_states[0][0]) == len(found[1].logits[0])
 
 
 def test_extra_key_is_causal_and_the_first_position_is_out_of_reach() -> None:
