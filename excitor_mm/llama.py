@@ -143,7 +143,7 @@ class ExcitorLlamaForCausalLM(LlamaForCausalLM):
         return ids, expanded
 
     def _prefill(
-        self, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+        self, input_ids: Any, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         """As upstream, which reads a prompt anew for each of its beams or samples, but for a growing cache."""
         asked = generation_config

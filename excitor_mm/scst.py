@@ -92,53 +92,60 @@ class SelfCritic:
             return batch, torch.zeros(6, dtype=torch.float64)
         pixels = [part.to(self.model.device) for part in batch.inputs["pixel_values"]]
         shown = {"pixel_values": self.model.tower.tokens(pixels), "image_mask": batch.inputs["image_mask"]}
-        rows = torch.arange(len(batch.keys)).repeat_interleave(self.samples)
-        asked = torch.cat([rows, torch.arange(len(batch.keys))]) if self.greedy else rows
-        answers = self._write(shown, asked, batch.seeds)
-        rewards = self._score(answers, asked, batch.references)
-        answers, drawn = answers[: len(rows)], rewards[: len(rows)].unflatten(0, (-1, self.samples))
-        weights = drawn - rewards[len(rows) :, None] if self.greedy else above_the_others(drawn)
+        written = self._write(shown, batch.seeds)
+        rewards = torch.stack([self._score(*each) for each in zip(written, batch.references, strict=True)])
+        drawn = rewards[:, : self.samples]
+        weights = drawn - rewards[:, self.samples :] if self.greedy else above_the_others(drawn)
 
         prompt, tokenizer = self.model.processor.caption_ids(), self.model.processor.tokenizer
+        answers = [captions[: self.samples] for captions in written]
         texts = [
-            Rendered([*prompt, *answer], [(len(prompt), len(prompt) + len(answer))], cut=0) for answer in answers
+            share_prompt([Rendered(prompt + ids, [(len(prompt), len(prompt + ids))], cut=0) for ids in captions])
+            for captions in answers
         ]
-        own = [share_prompt(texts[start : start + self.samples]) for start in range(0, len(texts), self.samples)]
-        learnt = collate([Example(*each, None) for each in zip(batch.keys, own, strict=True)], tokenizer.pad_token_id)
+        learnt = collate(
+            [Example(*each, None) for each in zip(batch.keys, texts, strict=True)], tokenizer.pad_token_id
+        )
         factors = torch.zeros(learnt.inputs["labels"].shape)
-        for row, (text, each) in enumerate(zip(own, weights.tolist(), strict=True)):
+        for row, text, each in zip(factors, texts, weights.tolist(), strict=True):
             for (start, end), weight in zip(text.answers, each, strict=True):
-                factors[row, start:end] = weight
+                row[start:end] = weight
         inputs = {**learnt.inputs, **shown, "weights": factors, "temperature": self.temperature}
-        lengths, ended = map(len, answers), (answer[-1] == tokenizer.eos_token_id for answer in answers)
-        different = {(int(row), *answer) for row, answer in zip(rows, answers, strict=True)}
-        sums = [len(rows), drawn.sum(), weights.sum(), sum(lengths), len(different), sum(ended)]
+        flat = [ids for captions in answers for ids in captions]
+        lengths, ended = map(len, flat), (ids[-1] == tokenizer.eos_token_id for ids in flat)
+        different = sum(len(set(map(tuple, captions))) for captions in answers)
+        sums = [len(flat), drawn.sum(), weights.sum(), sum(lengths), different, sum(ended)]
         return learnt._replace(inputs=inputs), torch.tensor(sums, dtype=torch.float64)
 
-    def _write(self, shown: dict[str, Any], rows: Tensor, seeds: Sequence[int]) -> list[list[int]]:
-        """The tokens of a caption for each of `rows`, the end token included: drawn ones, then greedy ones."""
+    def _write(self, shown: dict[str, Any], seeds: Sequence[int]) -> list[list[list[int]]]:
+        """Of each image the tokens of its drawn captions, and of the greedy one where that is the baseline.
+
+        The end token is included.
+        """
         processor = self.model.processor
         end = processor.tokenizer.eos_token_id
-        noise = Noise(seeds, self.samples, self.temperature, self.model.device)
+        each = self.samples + self.greedy
         ids = self.model.generate(
-            **processor.pad([processor.caption_ids()] * len(rows)),
+            **processor.pad([processor.caption_ids()] * len(seeds)),
             **shown,
-            image_rows=rows,
             decoding=self.decoding,
-            logits_processor=LogitsProcessorList([noise]),
+            do_sample=True,
+            num_return_sequences=each,
+            logits_processor=LogitsProcessorList([Draw(seeds, self.samples, self.temperature, self.model.device)]),
             eos_token_id=end,
         ).tolist()
-        return [row[: row.index(end) + 1] if end in row else row for row in ids]
+        ended = [row[: row.index(end) + 1] if end in row else row for row in ids]
+        return [ended[start : start + each] for start in range(0, len(ended), each)]
 
-    def _score(self, answers: list[list[int]], rows: Tensor, references: Sequence[Sequence[str]]) -> Tensor:
+    def _score(self, answers: list[list[int]], references: Sequence[str]) -> Tensor:
         """float64[number of answers], the reward of each among the references of its image."""
         processor = self.model.processor
         captions = [
             closed(text, finished=answer[-1] == processor.tokenizer.eos_token_id)
             for text, answer in zip(processor.batch_decode(answers), answers, strict=True)
         ]
-        right = [[closed(text) for text in texts] for texts in references]
-        return torch.tensor(self.reward.score(captions, [right[row] for row in rows]), dtype=torch.float64)
+        right = [closed(text) for text in references]
+        return torch.tensor(self.reward.score(captions, [right] * len(captions)), dtype=torch.float64)
 
 
 def above_the_others(rewards: Tensor) -> Tensor:
@@ -149,15 +156,14 @@ def above_the_others(rewards: Tensor) -> Tensor:
     return (rewards[:, :, None] - rewards[:, None]).sum(-1) / (rewards.shape[1] - 1)
 
 
-class Noise(LogitsProcessor):
-    """Turns the likeliest token into one drawn from softmax(scores / temperature), by Gumbel noise.
+class Draw(LogitsProcessor):
+    """Leaves one token to each row: drawn from softmax(scores / temperature), by Gumbel noise, or the likeliest.
 
-    Each image has a generator of its own, so its captions do not depend on the batch; rows behind those of the drawn
-    captions are left alone.
+    Each image has a generator of its own, so its captions do not depend on the batch.
 
     Args:
         seeds: of each image's visit.
-        samples: captions drawn of each.
+        samples: the first rows of each image, which draw; rows behind them take the likeliest.
         temperature: of the draws.
         device: of the logits.
     """
@@ -167,10 +173,12 @@ class Noise(LogitsProcessor):
         self.generators = [torch.Generator(device).manual_seed(stable_hash(seed, "captions")) for seed in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
-        """float32[B, vocabulary] -> the same, with noise."""
-        for generator, rows in zip(self.generators, scores.split(self.samples), strict=False):
-            rows -= self.temperature * torch.empty_like(rows).exponential_(generator=generator).log_()
-        return scores
+        """float32[images x rows of each, vocabulary] -> the same, minus infinity but for one token a row."""
+        for generator, rows in zip(self.generators, scores.chunk(len(self.generators)), strict=True):
+            noise = torch.empty_like(rows[: self.samples]).exponential_(generator=generator).log_()
+            rows[: self.samples] -= self.temperature * noise
+        chosen = scores.argmax(dim=-1, keepdim=True)
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
 
 
 def _training_captions(config: RunConfig) -> Iterator[Sequence[str]]:

@@ -21,7 +21,7 @@ from excitor_mm.errors import ConfigError, DataError
 from excitor_mm.metrics.reward import closed
 from excitor_mm.model import ExcitorModel
 from excitor_mm.prepare import build_for_training
-from excitor_mm.scst import Noise, SelfCritic, above_the_others, check_scst
+from excitor_mm.scst import Draw, SelfCritic, above_the_others, check_scst
 from excitor_mm.step import make_scaler, train_step
 from excitor_mm.train import make_optimizer, train
 from excitor_mm.vision.tower import VisionTower
@@ -116,14 +116,15 @@ def test_the_gradient_is_reinforces(config: RunConfig, baseline: str, temperatur
 
 @pytest.mark.parametrize("temperature", [1.0, 0.4])
 def test_tokens_are_drawn_at_the_temperature(temperature: float) -> None:
-    """As often as softmax(scores / temperature) says; rows behind those of the samples stay as they are."""
+    """As often as softmax(scores / temperature) says; the row behind those of the samples takes the likeliest."""
     draws = 20_000
-    scores = torch.tensor([2.0, 1.5, 1.0, 0.0, -1.0]).repeat(draws + 1, 1)
-    noisy = Noise([3], draws, temperature, torch.device("cpu"))(torch.empty(0), scores.clone())
+    scores = torch.tensor([1.5, 2.0, 1.0, 0.0, -1.0]).repeat(draws + 1, 1)
+    left = Draw([3], draws, temperature, torch.device("cpu"))(torch.empty(0), scores.clone()).softmax(-1)
+    assert torch.equal(left.amax(-1), torch.ones(draws + 1))
     expected = (scores[0] / temperature).softmax(0)
-    found = noisy[:draws].argmax(1).bincount(minlength=5) / draws
+    found = left[:draws].argmax(1).bincount(minlength=5) / draws
     assert ((found - expected).abs() < 4 * (expected * (1 - expected) / draws).sqrt()).all()
-    assert torch.equal(noisy[draws], scores[draws])
+    assert left[draws].argmax() == 1
 
 
 def test_equal_rewards_teach_nothing(config: RunConfig) -> None:
