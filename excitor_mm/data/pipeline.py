@@ -53,16 +53,9 @@ class Batch(NamedTuple):
     """Of each example; see there."""
 
     def row(self, index: int) -> dict[str, Any]:
-        """The inputs of one row with the image that it is about."""
-        values = dict(self.inputs)
-        rows = values.pop("image_rows", None)
-        image = index if rows is None else int(rows[index])
-        images = {
-            "pixel_values": [part[image, None] for part in values.pop("pixel_values")],
-            "image_mask": values.pop("image_mask")[image, None],
-        }
-        own = {name: value[index, None] if isinstance(value, Tensor) else value for name, value in values.items()}
-        return {**own, **images}
+        """The inputs of one row."""
+        values = {name: v[index, None] if isinstance(v, Tensor) else v for name, v in self.inputs.items()}
+        return {**values, "pixel_values": [part[index, None] for part in self.inputs["pixel_values"]]}
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,13 @@ import dataclasses
 from argparse import Namespace
 from collections.abc import Iterator
 from io import StringIO
+from unittest.mock import patch
 
 import torch
+from transformers import LlamaForCausalLM
 
 from excitor_mm.generate import caption_pictures
+from excitor_mm.llama import ExcitorLlamaForCausalLM
 from excitor_mm.model import ExcitorModel
 from excitor_mm.pictures import find_pictures
 from suites.measure import Comparison, Side
@@ -55,6 +58,10 @@ def caption(options: Namespace) -> list[Comparison]:
         encode()
         write(bare)()
 
+    def upstream() -> None:  # as LlamaForCausalLM does it, which reads the prompt for each beam
+        with patch.object(ExcitorLlamaForCausalLM, "_prefill", LlamaForCausalLM._prefill):
+            parts()
+
     facts = {
         "pictures": len(pictures),
         "batch": size,
@@ -68,5 +75,6 @@ def caption(options: Namespace) -> list[Comparison]:
         "encoders alone": encode,
         "bare language model alone": write(bare),
         "encoders alone, then bare language model alone": parts,
+        "the same, the prompt read for each beam": upstream,
     }
     return [Comparison("caption", sides, len(pictures), "image", facts=facts)]
