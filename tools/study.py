@@ -62,7 +62,11 @@ def make_options() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, required=True, help="YAML file; see configs/")
     parser.add_argument("--train", required=True, help="shards to train on")
     parser.add_argument("--validation", required=True, help="shards that choose step and rate")
-    parser.add_argument("--test", required=True, help="shards that are captioned and scored in the end")
+    parser.add_argument(
+        "--test",
+        required=True,
+        help="shards that are captioned and scored in the end; while recipes are chosen, name those of --validation",
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/study"), help="folder")
     methods = [EXCITOR, EXCITOR + PLAIN, *(name for name in METHODS if name != EXCITOR)]
     parser.add_argument("--methods", nargs="*", default=methods, help=f"rows; {' '.join(methods)} unless given")
