@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,24 @@ def test_tokens_are_drawn_at_the_temperature(temperature: float) -> None:
     found = left[:draws].argmax(1).bincount(minlength=5) / draws
     assert ((found - expected).abs() < 4 * (expected * (1 - expected) / draws).sqrt()).all()
     assert left[draws].argmax() == 1
+
+
+def test_nothing_else_shapes_what_is_drawn(config: RunConfig) -> None:
+    """Second words of 2,000 captions of an image, as often as the model says: no top_k, top_p or default between."""
+    draws, temperature = 2000, 3.0
+    model, critic = critic_of(change(config, scst_samples=draws, scst_temperature=temperature))
+    (window,) = batches(config, model, 8)
+    one = Batch(window.keys[:1], window.row(0), references=window.references[:1], seeds=window.seeds[:1])
+    captions = answers(critic.draw([one]).batches[0])
+    first = Counter(ids[0] for ids in captions).most_common(1)[0][0]
+    seconds = torch.tensor([ids[1] for ids in captions if ids[0] == first])
+    text = torch.tensor([[*model.processor.caption_ids(), first]])
+    with torch.no_grad():
+        visual = model.visual_prompts(one.inputs["pixel_values"])[0]
+        expected = (model.language(text, visual_prompts=visual).logits[0, -1] / temperature).softmax(-1)
+    found = seconds.bincount(minlength=len(expected)) / len(seconds)
+    assert ((found - expected).abs() < 5 * (expected * (1 - expected) / len(seconds)).sqrt() + 2e-3).all()
+    assert (found > 0).sum() > 50  # upstream's own top_k
 
 
 def test_equal_rewards_teach_nothing(config: RunConfig) -> None:
