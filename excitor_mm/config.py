@@ -165,7 +165,7 @@ class TrainConfig:
     scst_temperature: PositiveFloat = 1.0
     """Captions are drawn, and learnt, with logits divided by it. Below 1, where too few draws are good."""
     answers: PositiveInt = 1
-    """Different right answers learnt of a sample at each visit, behind one prompt: 5 are all captions of COCO."""
+    """Right answers learnt of a sample at each visit, behind one prompt: 5 are all captions of a COCO picture."""
     steps: PositiveInt = 1000
     """Optimizer steps."""
     batch_size: PositiveInt = 32
