@@ -152,7 +152,7 @@ class ExcitorLlamaForCausalLM(LlamaForCausalLM):
         if copies == 1 or traced or type(cache) is not DynamicCache or cache.get_seq_length():
             return super()._prefill(input_ids, asked, model_kwargs, *args, **kwargs)  # type: ignore[misc]
         once = dict(model_kwargs)
-        for name in ("attention_mask", "position_ids"):
+        for name in ("attention_mask", "position_ids", "inputs_embeds"):
             if once.get(name) is not None:
                 once[name] = once[name][::copies]
         read = super()._prefill(input_ids[::copies], asked, once, *args, **kwargs)  # type: ignore[misc]
