@@ -193,7 +193,8 @@ def check_scst(config: RunConfig) -> None:
     """Refuse what self-critical training cannot do.
 
     Raises:
-        ConfigError: no adapter to start from, other tasks than captions, a single sample, or label smoothing.
+        ConfigError: no adapter to start from, other tasks than captions, a single sample, label smoothing, or
+            several of people's captions.
     """
     settings = config.train
     if settings.stage != "scst":
@@ -212,4 +213,8 @@ def check_scst(config: RunConfig) -> None:
     if settings.label_smoothing:
         raise ConfigError(
             f"train.label_smoothing is {settings.label_smoothing}, which drawn captions cannot have: set it to 0."
+        )
+    if settings.answers > 1:
+        raise ConfigError(
+            f"train.answers is {settings.answers}, but train.stage scst draws its own captions: set it to 1."
         )

@@ -264,6 +264,7 @@ def test_images_whose_captions_are_no_numbers_are_named(config: RunConfig, tmp_p
         ({"start": None}, "name it as train.start"),
         ({"scst_samples": 1}, "take train.scst_baseline greedy"),
         ({"label_smoothing": 0.1}, "set it to 0"),
+        ({"answers": 5}, "set it to 1"),
     ],
 )
 def test_what_cannot_be_is_a_sentence(config: RunConfig, settings: dict, sentence: str) -> None:
