@@ -42,6 +42,16 @@ def share_prompt(texts: Sequence[Rendered]) -> Rendered:
     return Rendered(ids, answers, max(text.cut for text in texts), branches)
 
 
+def stack_branches(texts: Sequence[Rendered], length: int) -> dict[str, Tensor]:
+    """The argument `branches` of the model, int64[B, length]; none where no text has any."""
+    if not any(text.branches for text in texts):
+        return {}
+    stacked = torch.full((len(texts), length), PADDING)
+    for row, text in zip(stacked, texts, strict=True):
+        row[: len(text.ids)] = torch.tensor(text.branches or 0)
+    return {"branches": stacked}
+
+
 def sight(attention_mask: Tensor, branches: Tensor | None, dtype: torch.dtype) -> dict[str, Tensor]:
     """What each token sees, and where it stands, as the language model takes it.
 

@@ -13,7 +13,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from excitor_mm.branches import PADDING, share_prompt
+from excitor_mm.branches import share_prompt, stack_branches
 from excitor_mm.config import Prompts
 from excitor_mm.data.features import CachedTokens
 from excitor_mm.data.images import load_image
@@ -173,22 +173,19 @@ def collate(examples: list[Example], padding: int) -> Batch:
     ids = torch.full((len(examples), length), padding)
     labels = torch.full((len(examples), length), IGNORE)
     mask = torch.zeros((len(examples), length), dtype=torch.long)
-    branches = torch.full((len(examples), length), PADDING)
     for index, example in enumerate(examples):
         row = torch.tensor(example.text.ids)
         ids[index, : len(row)] = row
         mask[index, : len(row)] = 1
-        branches[index, : len(row)] = torch.tensor(example.text.branches or [0] * len(row))
         for start, end in example.text.answers:
             labels[index, start:end] = row[start:end]
-    shared = {"branches": branches} if any(example.text.branches for example in examples) else {}
     return Batch(
         [example.key for example in examples],
         {
             "input_ids": ids,
             "attention_mask": mask,
             "labels": labels,
-            **shared,
+            **stack_branches([example.text for example in examples], length),
             **stack_pixels([example.pixels for example in examples]),
         },
         sum(example.text.cut > 0 for example in examples),
