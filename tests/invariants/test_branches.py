@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
+from excitor_mm.batches import Windows
 from excitor_mm.branches import share_prompt
 from excitor_mm.config import LoraConfig, RunConfig
 from excitor_mm.data.pipeline import Example, ExampleMaker, collate
@@ -82,14 +84,13 @@ def test_a_prompt_is_held_once() -> None:
 
 
 def test_an_answer_does_not_see_the_others(config: RunConfig) -> None:
-    """Another first answer leaves the hidden states of the second bit for bit as they were."""
+    """Another first answer leaves the losses of the second bit for bit as they were."""
     model = build_for_training(config)
-    first, second = [row([5, 6, 7, 8], [9, 10, 1]), row([5, 6, 7, 8], [11, 1])], []
-    for swapped in ([9, 10, 1], [13, 14, 1]):
-        texts = [row([5, 6, 7, 8], swapped), first[1]]
-        batch = collate([Example("a", share_prompt(texts), [torch.ones(3, 32, 32)])], 0)
-        losses, _ = model.answer_losses(**batch.inputs)
-        second.append(losses[3:])
+    prompt, second = [5, 6, 7, 8], []
+    for first in ([9, 10, 1], [13, 14, 1]):
+        text = share_prompt([row(prompt, first), row(prompt, [11, 1])])
+        losses, _ = model.answer_losses(**collate([Example("a", text, [torch.ones(3, 32, 32)])], 0).inputs)
+        second.append(losses[len(first) :])
     assert torch.equal(*second)
 
 
@@ -112,9 +113,17 @@ def test_different_answers_are_drawn(config: RunConfig, answers: int, learnt: in
     assert len(seen) == 5
 
 
-def test_more_answers_are_trained(config: RunConfig, tmp_path: Path) -> None:
-    several = change(config, output=str(tmp_path / "run"), answers=5, steps=2, log_every=1)
-    assert train(several).is_dir()
+@pytest.mark.parametrize("answers", [1, 2])
+def test_training_learns_as_many_answers_as_are_asked_for(config: RunConfig, tmp_path: Path, answers: int) -> None:
+    """Each of the eight samples has two captions, and each caption one end."""
+    asked = change(config, output=str(tmp_path / "run"), answers=answers, steps=2)
+    model = build_for_training(asked)
+    windows = Windows(asked, model, Accelerator(cpu=True), 0)
+    batches = windows.next().batches
+    windows.close()
+    ends = sum(int((batch.inputs["labels"] == model.processor.tokenizer.eos_token_id).sum()) for batch in batches)
+    assert ends == 8 * answers
+    assert train(asked).is_dir()
 
 
 def test_flash_attention_is_refused(config: RunConfig) -> None:

@@ -125,58 +125,6 @@ def test_masked_image_is_no_image() -> None:
     torch.testing.assert_close(mixed[:1], model(ids[:1], visual_prompts=visual[:1]).logits)
 
 
-@pytest.mark.parametrize("visual_rank", [3, None])
-def test_beams_share_an_image(visual_rank: int | None) -> None:
-    block, beams = make_block(2, visual_rank), 3
-    words, visual = torch.randn(6, 5, 64).double(), block.project_visual(torch.randn(2, 4, VISUAL).double())
-    mask = torch.tensor([[True] * 4, [True, True, False, False]])
-    repeated = [tensor.repeat_interleave(beams, dim=0) for tensor in (visual, mask)]
-    torch.testing.assert_close(block(words, visual, mask), block(words, *repeated))
-    torch.testing.assert_close(block.inner_attention(words, visual, mask), block.inner_attention(words, *repeated))
-
-    model, seen = make_llama(), set()
-    project = model.excitors()[2].forward
-    model.excitors()[2].forward = lambda words, visual, *rest: (  # type: ignore[method-assign]
-        seen.add((len(words), len(visual))) or project(words, visual, *rest)
-    )
-    images = model.project_visual(torch.randn(2, 4, VISUAL))
-    ids = torch.randint(3, 300, (2, 7))
-    model.generate(input_ids=ids, visual_prompts=images, num_beams=beams, max_new_tokens=4, do_sample=False)
-    assert seen == {(2, 2), (2 * beams, 2)}  # the prompt is read once for all beams
-
-
-@pytest.mark.parametrize(
-    "options", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3}, {"num_beams": 2, "do_sample": True}]
-)
-@pytest.mark.parametrize("padded", [False, True])
-def test_a_prompt_that_is_read_once_gives_what_reading_it_for_each_does(options: dict, padded: bool) -> None:
-    """Asking for hidden states takes upstream's way, one row for each beam or sample."""
-    model, ids = make_llama(), torch.randint(3, 300, (2, 7))
-    mask = torch.ones_like(ids)
-    mask[1, :2] = 1 - padded
-    common = {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "visual_prompts": model.project_visual(torch.randn(2, 6, VISUAL)),
-    }
-    found = []
-    for traced in (False, True):
-        torch.manual_seed(1)
-        written = model.generate(
-            **common,
-            **options,
-            max_new_tokens=6,
-            output_hidden_states=traced,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-        found.append(written)
-    assert torch.equal(found[0].sequences, found[1].sequences)
-    for once, each in zip(found[0].logits, found[1].logits, strict=True):
-        torch.testing.assert_close(once, each)
-    assert len(found[1].hidden_states[0][0]) == len(found[1].logits[0])
-
-
 def test_extra_key_is_causal_and_the_first_position_is_out_of_reach() -> None:
     model = make_llama()
     ids, image = torch.randint(3, 300, (1, 9)), torch.randn(1, 6, VISUAL)
