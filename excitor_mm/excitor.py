@@ -145,8 +145,7 @@ class Excitor(nn.Module):
         mixed = self._inner_attention(words, visual, visual_mask, absorbed)  # [B', n*T*H, K + N]
         if visual is not None:
             own, seen = mixed.split([len(self.prompts), visual.shape[2]], dim=-1)
-            # contiguous, or else oneDNN copies it transposed in the backward pass, which is slow
-            mixed = torch.cat([own, seen.contiguous() @ visual[:, -1]], dim=-1)  # [B', n*T*H, L]
+            mixed = torch.cat([own, _for_backward(seen) @ visual[:, -1]], dim=-1)  # [B', n*T*H, L]
         mixed = mixed.view(batch * length, self.key_heads, -1).transpose(0, 1)  # [H, B*T, L]
         extra = mixed @ absorbed.values[:, : mixed.shape[-1]]  # (3): [H, B*T, d]
         return extra.transpose(0, 1).reshape(batch, length, -1).to(words.dtype)
@@ -175,7 +174,7 @@ class Excitor(nn.Module):
         scores = F.linear(low, absorbed.scores).view(images, -1, absorbed.values.shape[1])  # (1)
         if visual is not None:
             own, visual_query = scores.split([count, visual.shape[3]], dim=-1)
-            visual_scores = visual_query.contiguous() @ visual[:, 0].transpose(1, 2)  # [B', n*T*H, N]
+            visual_scores = _for_backward(visual_query) @ visual[:, 0].transpose(1, 2)  # [B', n*T*H, N]
             if visual_mask is not None:
                 visual_scores = visual_scores.masked_fill(~visual_mask[:, None], -torch.inf)
             scores = torch.cat([own, visual_scores], dim=-1)
@@ -187,6 +186,13 @@ class Excitor(nn.Module):
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The precision of the maths: float16 ends at 65,504, which a score may pass, so float32 takes its place."""
     return torch.float32 if dtype == torch.float16 else dtype
+
+
+def _for_backward(columns: Tensor) -> Tensor:
+    """Some columns of a matrix, in training as a copy: oneDNN else copies them transposed in the backward pass, which
+    is slow. Without a backward pass the copy is what costs.
+    """
+    return columns.contiguous() if columns.requires_grad else columns
 
 
 def _matrix(rows: int, columns: int) -> nn.Parameter:
