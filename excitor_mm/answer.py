@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +37,8 @@ class Answer(NamedTuple):
     """Of the choices, where there were some; the text is the likeliest."""
     shortened: bool = False
     """The context was too long, and its end was left out."""
+    caption: str = ""
+    """What was written before the answer, where the prompt template holds `{caption}`."""
 
 
 def answer(
@@ -50,6 +53,8 @@ def answer(
         decoding: replaces the adapter's own.
     """
     decoding = decoding or model.config.decoding
+    if tasks.form.describes:
+        asked = _describe_for_choices(model, tasks, asked, decoding)
     answers: dict[int, Answer] = {}
     open_rows: list[tuple[int, Rendered]] = []
     choice_rows: list[tuple[int, Rendered]] = []
@@ -69,11 +74,30 @@ def answer(
         ids = model.generate(**inputs, **_images(asked, open_rows), decoding=decoding)
         texts = model.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
         for (index, row), text in zip(open_rows, texts, strict=True):
-            words = " ".join(text.split()) if tasks.task in SHORT_TASKS else text.strip()
-            answers[index] = Answer(words, shortened=row.cut > 0)
+            caption, words = tasks.form.split(text)
+            words = " ".join(words.split()) if tasks.task in SHORT_TASKS else words.strip()
+            answers[index] = Answer(words, shortened=row.cut > 0, caption=caption)
     if choice_rows:
         answers |= _choose(model, asked, choice_rows)
     return [answers[index] for index in range(len(asked))]
+
+
+def _describe_for_choices(
+    model: ExcitorModel, tasks: TaskFormat, asked: Sequence[Asked], decoding: DecodingConfig
+) -> list[Asked]:
+    """Questions with choices, with the caption that the model writes before it chooses; the others as they are."""
+    places = [index for index, one in enumerate(asked) if one.conversation.choices]
+    opened = [
+        asked[index]._replace(conversation=dataclasses.replace(asked[index].conversation, choices=()))
+        for index in places
+    ]
+    described = list(asked)
+    for index, said in zip(places, answer(model, tasks, opened, decoding) if opened else [], strict=True):
+        conversation = asked[index].conversation
+        *earlier, last = conversation.turns
+        turns = (*earlier, last._replace(caption=said.caption))
+        described[index] = asked[index]._replace(conversation=dataclasses.replace(conversation, turns=turns))
+    return described
 
 
 def _with_choices(model: ExcitorModel, tasks: TaskFormat, conversation: Conversation) -> list[Rendered]:

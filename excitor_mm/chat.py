@@ -11,8 +11,9 @@ from excitor_mm.console import log
 from excitor_mm.data.pipeline import TaskFormat
 from excitor_mm.model import ExcitorModel
 from excitor_mm.processor import ImageLike
-from excitor_mm.prompts import CHAT, PromptFormat, TooLong, Turn
+from excitor_mm.prompts import TooLong
 from excitor_mm.queries import ask
+from excitor_mm.templates import CHAT, PromptFormat, Turn
 
 
 def choose_task(model: ExcitorModel, wish: str | None, has_image: bool) -> str:
@@ -87,5 +88,5 @@ class Chat:
                 conversation = ask(self.tasks, question, context=context, choices=choices, history=self.history)
         (said,) = answer(self.model, self.tasks, [Asked(conversation, self.pixels)], decoding)
         if said.text:
-            self.history.append(conversation.turns[-1]._replace(answer=said.text))
+            self.history.append(conversation.turns[-1]._replace(answer=said.text, caption=said.caption))
         return said

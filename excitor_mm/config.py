@@ -86,7 +86,7 @@ class PromptConfig:
     """What the language model reads before the answer."""
 
     template: str = "{palette}\nCaption:"
-    """`chat` (the language model's own), a name in prompts.py, or a text with {question}, {context} and {palette}."""
+    """`chat` (the language model's own), a name or a text with {question} and its kin, see templates.py."""
     palette_size: NonNegativeInt = 45
     """Number of words of the training answers that fill `{palette}`; used only if a template holds it."""
     palette_choice: Literal["frequent", "shuffled", "spread", "random"] = "frequent"

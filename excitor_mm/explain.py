@@ -37,8 +37,9 @@ from excitor_mm.heatmap import draw, photo_maps
 from excitor_mm.llama import ExcitorAttention
 from excitor_mm.model import ExcitorModel
 from excitor_mm.processor import ImageLike
-from excitor_mm.prompts import CAPTION_INSTRUCTION, Turn, answer_ids, prompt_ids
+from excitor_mm.prompts import answer_ids, prompt_ids
 from excitor_mm.switches import switched_off
+from excitor_mm.templates import CAPTION_INSTRUCTION, Turn
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,8 @@ class _Rows(NamedTuple):
     def line(self, id_: Id, key: str, said: Answer) -> str:
         """One prediction as JSON."""
         row: dict[str, Any] = {self.id_name: id_, "key": key, self.text_name: said.text}
+        if said.caption:
+            row["caption"] = said.caption
         if said.log_likelihoods:
             row["log_likelihoods"] = [round(value, 4) for value in said.log_likelihoods]
         return json.dumps(row, ensure_ascii=False)

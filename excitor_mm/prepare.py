@@ -14,7 +14,7 @@ from excitor_mm.data.tasks import palette_words
 from excitor_mm.errors import ConfigError
 from excitor_mm.model import ExcitorModel, build_model
 from excitor_mm.palette import choose_palette
-from excitor_mm.prompts import CAPTION_INSTRUCTION, PALETTE, TEMPLATES, Turn
+from excitor_mm.templates import CAPTION_INSTRUCTION, PALETTE, PromptFormat, Turn
 
 Build = Callable[[RunConfig, Prompts], ExcitorModel]
 """Loads a run's frozen parts and puts fresh trainable ones in; another method than Excitor brings its own."""
@@ -48,7 +48,12 @@ def build_for_training(config: RunConfig, build: Build = build_excitor) -> Excit
                 )
         model.load_tensors(Path(config.train.start or ""))
     check_cache(config, model.tower)
-    for task in prompts.templates:  # refuses an unusable template
+    for task, template in prompts.templates.items():  # refuses an unusable template
+        if task != "vqa" and PromptFormat(template).describes:
+            raise ConfigError(
+                f"The prompt template {template!r} puts a caption before the answer, which is for vqa alone, but the "
+                f"task is {task}: choose another."
+            )
         model.task_format(task).render(model.processor.tokenizer, (Turn(CAPTION_INSTRUCTION, answer="a word"),))
     data = ", ".join(f"{Path(source.shards).name} ({source.task})" for source in config.training_sources())
     stages = started.stages if started else []
@@ -70,14 +75,14 @@ def _prompts(config: RunConfig, started: Prompts | None) -> Prompts:
         fresh = dataclasses.replace(
             fresh, templates={**started.templates, **fresh.templates}, palette=started.palette
         )
-    wanted = any(PALETTE in TEMPLATES.get(text, text) for text in fresh.templates.values())
+    wanted = any(PALETTE in PromptFormat(template).text for template in fresh.templates.values())
     if wanted and not fresh.palette:
         words = [
             word
             for source in config.training_sources()
             for shard in list_shards(source.shards)
             for sample in read_shard(shard, lambda _: None)  # what cannot be read is counted later, by the stream
-            for word in palette_words(sample, source.task)
+            for word in palette_words(sample, source.task, PromptFormat(fresh.templates[source.task]).describes)
         ]
         palette = choose_palette(words, chosen.palette_size, chosen.palette_choice)
         fresh = dataclasses.replace(fresh, palette=list(palette))

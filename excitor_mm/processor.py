@@ -12,7 +12,8 @@ from torch import Tensor
 
 from excitor_mm.data.images import load_image
 from excitor_mm.data.pipeline import TaskFormat, stack_pixels
-from excitor_mm.prompts import CAPTION_INSTRUCTION, Turn, prompt_ids
+from excitor_mm.prompts import prompt_ids
+from excitor_mm.templates import CAPTION_INSTRUCTION, Turn
 from excitor_mm.vision.tower import VisionTower
 
 ImageLike = Image.Image | bytes | str | Path

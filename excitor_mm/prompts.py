@@ -1,4 +1,4 @@
-"""Prompt templates, and the line between prompt and answer.
+"""Prompts as token ids, and the line between prompt and answer.
 
 In: the turns of a conversation. Out: token ids, and where in them the answers stand. One function, `render`, does
 this for training, validation, captions and answers alike, so that they cannot drift apart.
@@ -6,45 +6,11 @@ this for training, validation, captions and answers alike, so that they cannot d
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from excitor_mm.errors import ConfigError, DataError
-
-PALETTE = "{palette}"
-CHAT = "chat"
-"""The name that stands for the language model's own chat template."""
-CAPTION_INSTRUCTION = "Generate caption of this image"
-"""What asks for a caption where a template has a place for a question; the wording of LLaMA-Adapter."""
-
-TEMPLATES = {
-    "palette": "{palette}\nCaption:",
-    "caption": "Caption:",
-    "alpaca-caption": (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the "
-        "request.\n\n### Instruction:\nGenerate caption of this image\n\n### Response:"
-    ),
-    "alpaca": (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the "
-        "request.\n\n### Instruction:\n{question}\n\n### Response:"
-    ),
-    "short-answer": "Question: {question}\nShort answer:",
-    "palette-answer": "{question}\n{palette}\nAnswer:",
-    "plain": "{question}",
-}
-"""Named templates; `chat` stands beside them. The Alpaca wording is that of the LLaMA-Adapter recipe the paper builds
-on; `plain` suits ScienceQA, whose formats say "Question:" and "Answer:" themselves."""
-
-CONTEXT_TEMPLATES = {
-    "alpaca": (
-        "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
-        "response that appropriately completes the request.\n\n### Instruction:\n{question}\n\n### Input:\n{context}"
-        "\n\n### Response:"
-    ),
-}
-"""Used instead where a turn has a context; other templates take it as a further line of the question."""
+from excitor_mm.templates import CHAT, PromptFormat, Turn, prompt_text, worded, written_text
 
 
 class Tokenizer(Protocol):
@@ -61,36 +27,6 @@ class Tokenizer(Protocol):
         ...
 
 
-class Turn(NamedTuple):
-    """What a user says, and what the model answers."""
-
-    question: str = ""
-    """Never shortened."""
-    context: str = ""
-    """A further line; its end is left out where a prompt is too long."""
-    rest: str = ""
-    """Lines behind the context, never shortened."""
-    answer: str | None = None
-    """None: still to be written."""
-
-    @property
-    def text(self) -> str:
-        """All lines of the user."""
-        return "\n".join(part for part in self[:3] if part)
-
-
-@dataclass(frozen=True)
-class PromptFormat:
-    """How turns become text: chosen in a run's configuration, stored in the adapter."""
-
-    template: str
-    """`chat`, a name in `TEMPLATES`, or a text with `{question}`, `{context}` and `{palette}` where wanted."""
-    palette: tuple[str, ...] = ()
-    """Words that fill `{palette}`."""
-    system: str = ""
-    """What stands before the first turn; a chat template may have a text of its own, which this replaces."""
-
-
 class Rendered(NamedTuple):
     """A conversation as the language model reads it."""
 
@@ -105,24 +41,6 @@ class Rendered(NamedTuple):
 
 class TooLong(DataError):
     """A prompt that no shortening of its context makes short enough."""
-
-
-def fill_template(template: str, palette: Iterable[str] = ()) -> str:
-    """The prompt text: a named template or the text itself, with `{palette}` filled.
-
-    Raises:
-        ConfigError: `{palette}` without words.
-    """
-    return _fill(TEMPLATES.get(template, template), {}, palette)
-
-
-def _fill(text: str, fields: Mapping[str, str], palette: Iterable[str]) -> str:
-    """All places filled in one pass, so that braces in a user's text stay what they are."""
-    words = " ".join(palette)
-    if PALETTE in text and not words:
-        raise ConfigError(f"The prompt template {text!r} holds {PALETTE}, but no palette words are given.")
-    values = {"palette": words, **fields}
-    return re.sub(r"\{(palette|question|context)\}", lambda found: values.get(found[1], found[0]), text)
 
 
 def render(tokenizer: Any, form: PromptFormat, turns: Sequence[Turn], limit: int | None = None) -> Rendered:
@@ -162,35 +80,14 @@ def _templated(tokenizer: Any, form: PromptFormat, turns: Sequence[Turn]) -> tup
     ids: list[int] = []
     answers = []
     for number, turn in enumerate(turns):
-        prompt = _prompt_text(form, turn, first=number == 0)
+        prompt = prompt_text(form, turn, first=number == 0)
         before = prompt_ids(tokenizer, prompt, first=number == 0)
         ids += before
         if turn.answer is not None:
-            answer = answer_ids(tokenizer, prompt, turn.answer, first=number == 0)
+            answer = answer_ids(tokenizer, prompt, written_text(form, turn), first=number == 0)
             answers.append((len(ids), len(ids) + len(answer)))
             ids += answer
     return ids, answers
-
-
-def _prompt_text(form: PromptFormat, turn: Turn, first: bool) -> str:
-    """A turn in a text template. Later turns repeat its paragraphs from that with `{question}` on."""
-    text = TEMPLATES.get(form.template, form.template)
-    fields = {"question": turn.text}
-    if turn.context and form.template in CONTEXT_TEMPLATES:
-        text = CONTEXT_TEMPLATES[form.template]
-        fields = {"question": turn._replace(context="").text, "context": turn.context}
-    place = text.find("{question}")
-    if place < 0 and turn.text not in ("", CAPTION_INSTRUCTION):
-        raise ConfigError(
-            f"The prompt template {form.template!r} has no place for a question: take an adapter that was trained on "
-            "questions, or a template with {question}."
-        )
-    if not first:
-        start = text.rfind("\n\n", 0, max(place, 0))
-        text = "\n\n" + (text[start + 2 :] if start >= 0 else text)
-    elif form.system:
-        text = f"{form.system}\n\n{text}"
-    return _fill(text, fields, form.palette)
 
 
 def _chat(tokenizer: Any, form: PromptFormat, turns: Sequence[Turn]) -> tuple[list[int], list[tuple[int, int]]]:
@@ -202,7 +99,7 @@ def _chat(tokenizer: Any, form: PromptFormat, turns: Sequence[Turn]) -> tuple[li
         opened = _chat_ids(tokenizer, messages, form.system, answering=True)
         closed = opened
         if turn.answer is not None:
-            messages.append({"role": "assistant", "content": _worded(turn.answer)})
+            messages.append({"role": "assistant", "content": worded(turn.answer)})
             closed = _chat_ids(tokenizer, messages, form.system, answering=False)
         if opened[: len(ids)] != ids or closed[: len(opened)] != opened:
             raise ConfigError(
@@ -261,7 +158,7 @@ def answer_ids(tokenizer: Tokenizer, prompt: str, answer: str, first: bool = Tru
         DataError: an answer without a word.
     """
     before = prompt_ids(tokenizer, prompt, first)
-    ids = tokenizer.encode(prompt + " " + _worded(answer), add_special_tokens=first)
+    ids = tokenizer.encode(prompt + " " + worded(answer), add_special_tokens=first)
     if ids[: len(before)] != before:
         raise ConfigError(
             f"The prompt {prompt!r} and the answer {answer!r} share a token: end the template with a colon "
@@ -275,12 +172,6 @@ def _said(tokenizer: Tokenizer, ids: list[int], answer: str) -> list[int]:
     if not tokenizer.decode(ids, skip_special_tokens=True).strip():
         raise DataError(f"The answer {answer!r} has no token that says anything: leave the row out, or rewrite it.")
     return ids
-
-
-def _worded(answer: str) -> str:
-    if not answer.strip():
-        raise DataError("An answer is empty: leave the row out, or write the answer.")
-    return answer.strip()
 
 
 def _eos(tokenizer: Tokenizer) -> int:

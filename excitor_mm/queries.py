@@ -27,7 +27,7 @@ from excitor_mm.data.vqa import read_vqa
 from excitor_mm.errors import DataError
 from excitor_mm.files import read_json, read_rows
 from excitor_mm.model import ExcitorModel
-from excitor_mm.prompts import Turn
+from excitor_mm.templates import Turn
 
 
 class Query(NamedTuple):

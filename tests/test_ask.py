@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from excitor_mm.answer import Asked, answer
+from excitor_mm.answer import Asked, answer, log_likelihoods
 from excitor_mm.chat import Chat
 from excitor_mm.cli import main
 from excitor_mm.config import DecodingConfig, Prompts
 from excitor_mm.data.index import ShardIndex, write_index, write_shard
+from excitor_mm.data.pipeline import IGNORE, Example, collate
 from excitor_mm.data.samples import Question, Sample
 from excitor_mm.errors import AdapterError, DataError
 from excitor_mm.model import ExcitorModel
 from excitor_mm.queries import ask
+from excitor_mm.templates import Turn
 from tests.conftest import COLOURS, jpeg
 
 TEMPLATES = {"vqa": "Look.\n{question}\nAnswer:", "scienceqa": "plain", "instructions": "alpaca"}
@@ -144,3 +146,29 @@ def test_a_pipe_of_lines_is_a_conversation(adapter: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("sys.stdin", io.StringIO("Who?\n\nWhere?\n"))
     assert main(["ask", "--repl", "--adapter", str(adapter), "--device", "cpu"]) == 0
     assert capsys.readouterr().out.count("\n") >= 2
+
+
+def test_a_caption_that_was_written_before_the_answer(
+    model: ExcitorModel, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told apart from the answer, remembered with it, and stands before every choice."""
+    tokenizer = model.processor.tokenizer
+    template = "{question}\nPicture: {caption}\nAnswer:"
+    chat = Chat(model, files / "0.jpg", template=template)
+
+    def write(text: str):
+        ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)])
+        monkeypatch.setattr(model, "generate", lambda **_: ids)
+
+    write("a red square\nAnswer: red")
+    said = chat.say("What color is it?")
+    assert (said.text, said.caption) == ("red", "a red square")
+    (turn,) = chat.history
+    assert (turn.answer, turn.caption) == ("red", "a red square")
+    write("a blue circle\nAnswer: no")
+    found = chat.say("Is it blue?", choices=("yes", "no"))
+    turns = (turn, Turn("Is it blue?", answer=found.text, caption="a blue circle"))
+    text = chat.tasks.render(tokenizer, turns)
+    batch = collate([Example("", text, chat.pixels)], tokenizer.pad_token_id)
+    batch.inputs["labels"][:, : text.answers[-1][0]] = IGNORE
+    assert max(found.log_likelihoods) == pytest.approx(log_likelihoods(model, **batch.inputs).item(), abs=1e-3)

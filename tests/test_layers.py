@@ -10,7 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 ROWS = [
     {"errors", "ranges"},
-    {"console", "config", "prompts", "palette", "files"},
+    {"console", "config", "templates", "palette", "files"},
+    {"prompts"},
     {"branches"},
     {"defaults", "excitor", "switches", "metrics", "data"},
     {"card", "vision"},

@@ -11,7 +11,8 @@ from transformers import AutoTokenizer
 
 from excitor_mm.errors import ConfigError
 from excitor_mm.palette import FUNCTION_WORDS, choose_palette, content_words
-from excitor_mm.prompts import TEMPLATES, answer_ids, fill_template, prompt_ids
+from excitor_mm.prompts import answer_ids, prompt_ids
+from excitor_mm.templates import TEMPLATES, PromptFormat, Turn, prompt_text
 
 CAPTIONS = ["A dog runs.", "Two dogs and a Dog!", "The red bus is on the street", "a red dog"]
 WORDS = [word for caption in CAPTIONS for word in content_words(caption)]
@@ -44,20 +45,26 @@ def test_palette_needs_words() -> None:
     with pytest.raises(ConfigError, match="frequent, shuffled, spread or random"):
         choose_palette(WORDS, 5, "best")
     with pytest.raises(ConfigError, match="no palette words"):
-        fill_template("palette")
+        filled("palette")
+
+
+def filled(template: str, *palette: str) -> str:
+    turn = Turn("Which?" if "{question}" in PromptFormat(template).text else "")
+    return prompt_text(PromptFormat(template, palette), turn, first=True)
 
 
 def test_templates_are_names_or_texts() -> None:
-    assert fill_template("palette", ["dog", "red"]) == "dog red\nCaption:"
-    assert fill_template("Look: {palette} ->", ["x"]) == "Look: x ->"
-    assert fill_template("alpaca-caption") == TEMPLATES["alpaca-caption"]
+    assert filled("palette", "dog", "red") == "dog red\nCaption:"
+    assert filled("Look: {palette} ->", "x") == "Look: x ->"
+    assert filled("{question} ({palette}) Look: {caption}\nSo:", "x") == "Which? (x) Look:"
+    assert filled("alpaca-caption") == TEMPLATES["alpaca-caption"]
     assert content_words("The DOG's bone") == ["dog", "bone"]
 
 
 def test_prompt_and_answer_are_one_text(language_folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(language_folder)
     for name in TEMPLATES:
-        prompt = fill_template(name, ["red", "square"])
+        prompt = filled(name, "red", "square")
         before, after = prompt_ids(tokenizer, prompt), answer_ids(tokenizer, prompt, " A red square.\n")
         assert after[-1] == tokenizer.eos_token_id
         assert tokenizer.decode(before + after[:-1]).replace(prompt, "", 1).strip() == "A red square."

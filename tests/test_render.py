@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from excitor_mm.errors import ConfigError, DataError
-from excitor_mm.prompts import TEMPLATES, PromptFormat, TooLong, Turn, render
+from excitor_mm.prompts import TooLong, render
+from excitor_mm.templates import TEMPLATES, PromptFormat, Turn
 
 CHAT = (
     "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
@@ -21,7 +22,7 @@ DROPS_SYSTEM = CHAT.replace("for m in messages", "for m in messages if m['role']
 FORGETS = CHAT.replace("for m in messages", "for m in messages[-2:]")
 TURNS = (
     Turn("What is it?", "It is {question} or {palette}.", answer="A red square."),
-    Turn("Where?", answer="Left.\n\n  Or right."),
+    Turn("Where?", answer="Left.\n\n  Or right.", caption="A circle\nhere"),
     Turn("Why {context}?", "None.", "Say why.", answer="No reason"),
 )
 QUESTIONS = ["chat", *(name for name, text in TEMPLATES.items() if "{question}" in text)]
@@ -47,7 +48,9 @@ def test_training_reads_what_inference_reads(tokenizer, template: str, system: s
     for number, (start, end) in enumerate(whole.answers):
         asked = (*TURNS[:number], TURNS[number]._replace(answer=None))
         assert render(tokenizer, form(template, system), asked).ids == whole.ids[:start]
-        assert tokenizer.decode(whole.ids[start : end - 1]).strip() == TURNS[number].answer
+        caption, answer = form(template).split(tokenizer.decode(whole.ids[start : end - 1]))
+        assert answer.strip() == TURNS[number].answer
+        assert caption == (TURNS[number].caption if "caption" in template else "")
         assert whole.ids[end - 1] == tokenizer.eos_token_id
     text = tokenizer.decode(whole.ids)
     assert "It is {question} or {palette}." in text
@@ -96,5 +99,12 @@ def test_what_cannot_be_asked_or_learnt(tokenizer) -> None:
     for template in ("plain", "chat"):
         with pytest.raises(DataError, match="empty"):
             render(tokenizer, form(template), [Turn("What is it?", answer=" \n")])
+    with pytest.raises(ConfigError, match="ends with {caption}"):
+        render(tokenizer, form("{question} {caption} "), [Turn("What is it?")])
     with pytest.raises(DataError, match="no token that says anything"):
         render(tokenizer, form("plain"), [Turn("What is it?", answer="</s>")])
+
+
+def test_what_was_written_without_a_caption_is_the_answer() -> None:
+    assert form("palette-caption-answer").split("a red square") == ("", "a red square")
+    assert form("palette-answer").split("red\nAnswer: blue") == ("", "red\nAnswer: blue")

@@ -18,7 +18,7 @@ from excitor_mm.data.pack import DataSet, Id, Record, source_facts
 from excitor_mm.data.samples import Dialogue, Sample
 from excitor_mm.errors import DataError
 from excitor_mm.files import read_rows
-from excitor_mm.prompts import Turn
+from excitor_mm.templates import Turn
 
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 IMAGE_MARK = "<image>"  # LLaVA writes it where the picture stands; ours takes no place in the text

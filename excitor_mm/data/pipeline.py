@@ -21,7 +21,8 @@ from excitor_mm.data.order import stable_hash
 from excitor_mm.data.samples import BadSample, Sample
 from excitor_mm.data.tasks import Conversation, conversations
 from excitor_mm.errors import AdapterError, DataError
-from excitor_mm.prompts import PromptFormat, Rendered, TooLong, Turn, render
+from excitor_mm.prompts import Rendered, TooLong, render
+from excitor_mm.templates import PromptFormat, Turn
 
 IGNORE = -100  # label of a position without loss, torch's default
 
@@ -139,10 +140,15 @@ class ExampleMaker:
         answers = _worded(conversation)
         if not answers:
             raise BadSample("no answer", f"{where} has no answer to learn from.")
-        chosen = [Counter(answers).most_common(1)[0][0]]
+        chosen, chooser = [Counter(answers).most_common(1)[0][0]], random.Random(drawn)
         if self.draw:
-            chosen = random.Random(drawn).sample(answers, min(self.answers, len(answers)))
+            chosen = chooser.sample(answers, min(self.answers, len(answers)))
         *earlier, last = conversation.turns
+        if self.tasks.form.describes:
+            if not conversation.captions:
+                raise BadSample("no caption", f"{where} has no caption to be learnt before the answer.")
+            captions = conversation.captions
+            last = last._replace(caption=chooser.choice(captions) if self.draw else captions[0])
         said = [(*earlier, last._replace(answer=answer)) for answer in chosen]
         try:
             texts = [self.tasks.render(self.tokenizer, turns, conversation.system) for turns in said]

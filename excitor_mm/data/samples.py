@@ -17,7 +17,7 @@ from typing import Any
 
 from excitor_mm.data.scienceqa import Problem, parse_problem
 from excitor_mm.errors import DataError
-from excitor_mm.prompts import Turn
+from excitor_mm.templates import Turn
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 

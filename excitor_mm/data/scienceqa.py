@@ -13,7 +13,7 @@ from typing import Any
 
 from excitor_mm.errors import ConfigError, DataError
 from excitor_mm.files import read_json
-from excitor_mm.prompts import Turn
+from excitor_mm.templates import Turn
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 INPUTS = {"Q": "Question: {question}", "C": "Context: {context}", "M": "Options: {options}"}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from excitor_mm.data.samples import BadSample, Sample
 from excitor_mm.data.scienceqa import answer_sentence, problem_turn
 from excitor_mm.palette import content_words
-from excitor_mm.prompts import CAPTION_INSTRUCTION, Turn
+from excitor_mm.templates import CAPTION_INSTRUCTION, Turn
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Conversation:
     """Place of the right choice of a ScienceQA problem."""
     system: str = ""
     """Replaces the prompt format's own."""
+    captions: tuple[str, ...] = ()
+    """Any of them may be written before the answer, where the template holds `{caption}`."""
 
 
 def conversations(sample: Sample, task: str, scienceqa: str) -> list[Conversation]:
@@ -59,7 +61,10 @@ def _caption(sample: Sample, scienceqa: str) -> list[Conversation]:
 
 
 def _vqa(sample: Sample, scienceqa: str) -> list[Conversation]:
-    return [Conversation(q.question_id, (Turn(q.question),), q.answers) for q in sample.questions]
+    return [
+        Conversation(asked.question_id, (Turn(asked.question),), asked.answers, captions=sample.captions)
+        for asked in sample.questions
+    ]
 
 
 def _scienceqa(sample: Sample, scienceqa: str) -> list[Conversation]:
@@ -101,12 +106,16 @@ SHORT_TASKS = ("caption", "vqa")
 """Tasks whose answers are one line."""
 
 
-def palette_words(sample: Sample, task: str) -> list[str]:
-    """Words of a sample's answers that a palette may be made of: whole answers to questions, else content words."""
+def palette_words(sample: Sample, task: str, describes: bool) -> list[str]:
+    """Words of what is written about a sample that a palette may be made of: whole answers to questions, else content
+    words. `describes`: captions are written before the answers.
+    """
+    captions = [word for caption in sample.captions for word in content_words(caption)]
     if task == "caption":
-        return [word for caption in sample.captions for word in content_words(caption)]
+        return captions
     if task == "vqa":
-        return [answer.lower() for question in sample.questions for answer in question.answers]
+        answers = [answer.lower() for question in sample.questions for answer in question.answers]
+        return answers + captions if describes else answers
     if task == "instructions" and sample.dialogue is not None:
         return [word for turn in sample.dialogue.turns for word in content_words(turn.answer or "")]
     return []

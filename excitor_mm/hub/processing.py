@@ -15,7 +15,8 @@ from excitor_mm.data.tasks import ASKING_TASKS
 from excitor_mm.errors import DataError
 from excitor_mm.language import load_tokenizer
 from excitor_mm.processor import Processor
-from excitor_mm.prompts import Turn, prompt_ids
+from excitor_mm.prompts import prompt_ids
+from excitor_mm.templates import Turn
 from excitor_mm.vision.tower import load_tower
 
 

@@ -17,8 +17,8 @@ from excitor_mm.errors import AdapterError
 from excitor_mm.explain import Explanation, explain
 from excitor_mm.model import ExcitorModel
 from excitor_mm.processor import ImageLike
-from excitor_mm.prompts import Turn
 from excitor_mm.serve.batching import Batcher
+from excitor_mm.templates import Turn
 
 Listener = Callable[[str], None]
 """Hears the whole text so far, each time it has grown; called in the batcher's thread."""

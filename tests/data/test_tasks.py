@@ -20,7 +20,8 @@ from excitor_mm.data.scienceqa import Problem
 from excitor_mm.errors import ConfigError
 from excitor_mm.model import ExcitorModel
 from excitor_mm.prepare import build_for_training
-from excitor_mm.prompts import Rendered, Turn
+from excitor_mm.prompts import Rendered
+from excitor_mm.templates import Turn
 from tests.conftest import jpeg, make_shards
 
 PROBLEM = Problem(
@@ -204,3 +205,31 @@ def test_an_adapter_goes_on_with_another_task(config: RunConfig, tmp_path: Path)
         assert torch.equal(second.trainables()[name], tensor)
     with pytest.raises(ConfigError, match="another excitor"):
         build_for_training(dataclasses.replace(later, excitor=dataclasses.replace(later.excitor, prompts=5)))
+
+
+def test_a_caption_is_learnt_before_the_answer(config: RunConfig, tmp_path: Path) -> None:
+    """With the sample's captions in turn; its words stand in the palette; a sample without one is left out."""
+    sample = dataclasses.replace(SAMPLES["vqa"], captions=("A red square.", "Something red."))
+    folder = tmp_path / "described"
+    folder.mkdir()
+    write_index(folder, ShardIndex("vqa", [write_shard(folder / "t-000000.tar", [sample])]))
+    data = dataclasses.replace(config.data, train=str(folder), task="vqa")
+    prompt = PromptConfig("palette-caption-answer", palette_size=5)
+    model = build_for_training(dataclasses.replace(config, data=data, prompt=prompt))
+    assert set(model.config.prompts.palette) == {"yes", "no", "red", "square", "something"}
+    learnt = set()
+    for epoch in range(12):
+        text = make(model, "vqa", sample, epoch).text
+        ((start, end),) = text.answers
+        learnt.add(model.processor.tokenizer.decode(text.ids[start : end - 1]))
+    assert {said.strip().partition("\n")[0] for said in learnt} == set(sample.captions)
+    assert {said.partition("\n")[2] for said in learnt} == {"Answer: yes", "Answer: no"}
+    with pytest.raises(BadSample, match="no caption to be learnt"):
+        make(model, "vqa", SAMPLES["vqa"])
+
+
+def test_a_caption_is_written_before_answers_to_questions_alone(config: RunConfig) -> None:
+    prompt = PromptConfig("{question}\nPicture: {caption}\nAnswer:")
+    data = dataclasses.replace(config.data, train=config.data.train[0].shards)  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match="for vqa alone, but the task is caption"):
+        build_for_training(dataclasses.replace(config, data=data, prompt=prompt))

@@ -32,7 +32,7 @@ from excitor_mm.data.samples import clean_caption
 from excitor_mm.errors import AdapterError, ConfigError, DataError
 from excitor_mm.hub import ExcitorForImageTextToText, ExcitorHubConfig, ExcitorProcessor
 from excitor_mm.model import ExcitorModel
-from excitor_mm.prompts import Turn
+from excitor_mm.templates import Turn
 from tests.conftest import COLOURS, jpeg
 from tests.hub.stand_in import hub
 

@@ -21,8 +21,8 @@ import uvicorn
 from excitor_mm.cli import main
 from excitor_mm.errors import ConfigError
 from excitor_mm.model import ExcitorModel
-from excitor_mm.prompts import Turn
 from excitor_mm.serve.start import start_app
+from excitor_mm.templates import Turn
 from tests.conftest import COLOURS, jpeg
 
 

@@ -12,7 +12,7 @@ from transformers import LlamaConfig
 
 from excitor_mm.config import RunConfig, from_dict
 from excitor_mm.llama import ExcitorLlamaForCausalLM
-from excitor_mm.prompts import PALETTE, fill_template
+from excitor_mm.templates import PALETTE, PromptFormat
 from excitor_mm.vision.tower import load_tower
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -35,7 +35,7 @@ def test_the_papers_config_is_the_papers() -> None:
     path = next(path for path in CONFIGS if path.stem == "coco_caption_llama7b_clip_l336")
     config = from_dict(RunConfig, yaml.safe_load(path.read_text()))
     assert (config.excitor.layers, config.excitor.prompts, config.excitor.rank) == (30, 30, 16)
-    assert PALETTE not in fill_template(config.prompt.template)
+    assert PALETTE not in PromptFormat(config.prompt.template).text
     encoder = dataclasses.replace(config.vision[0], weights=None)
     with torch.device("meta"):
         language = ExcitorLlamaForCausalLM(
