@@ -61,9 +61,8 @@ class Processor:
         """
         if images is not None and not isinstance(images, (list, tuple)):
             images = [images]  # type: ignore[list-item]
-        texts: list[str | list[int]] = [self.caption_ids()]
-        if text is not None:
-            texts = [text] if isinstance(text, str) else list(text)
+        texts: list[str | list[int]] = [self.caption_ids()] if text is None else []
+        texts += [text] if isinstance(text, str) else text or []
         count = max(len(texts), len(images or []))
         texts = texts * count if len(texts) == 1 else texts
         pictures = list(images or [None] * count)

@@ -172,3 +172,10 @@ def test_a_caption_that_was_written_before_the_answer(
     batch = collate([Example("", text, chat.pixels)], tokenizer.pad_token_id)
     batch.inputs["labels"][:, : text.answers[-1][0]] = IGNORE
     assert max(found.log_likelihoods) == pytest.approx(log_likelihoods(model, **batch.inputs).item(), abs=1e-3)
+
+
+def test_a_prompt_needs_no_adapter_that_captions(model: ExcitorModel, files: Path) -> None:
+    inputs = model.processor(images=[files / "0.jpg", None], text="Look. What is it?\nAnswer:")
+    assert inputs["image_mask"].tolist() == [True, False]
+    with pytest.raises(AdapterError, match="not for caption"):
+        model.processor(images=[files / "0.jpg"])

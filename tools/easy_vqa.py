@@ -3,8 +3,8 @@
 python tools/easy_vqa.py --output data/easy-vqa
 
 48,248 questions about 5,000 drawings of one coloured shape, three of four for a yes or no. The last 100 training
-images become the split val. Each answer stands ten times, as in VQAv2. open_questions.json and open_answers.json are
-those of a split that are not for a yes or no, to train on them more often.
+images become the split val. Each answer stands ten times, as in VQAv2. captions.json, in COCO's form, says of each
+image of train and val what the answers to its questions tell: "a blue circle"; "a circle" where none names a colour.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import io
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,10 @@ from excitor_mm.files import write_bytes, write_text
 REQUIREMENT = "easy-vqa==1.0"
 SHA256 = "fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f"
 SPLITS = {"train": ("train", range(3900)), "val": ("train", range(3900, 4000)), "test": ("test", range(1000))}
+
+
+COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+SHAPES = ("circle", "rectangle", "triangle")
 
 
 def download() -> zipfile.ZipFile:
@@ -42,12 +47,28 @@ def download() -> zipfile.ZipFile:
     return zipfile.ZipFile(io.BytesIO(content))
 
 
+def describe(rows: list[tuple[str, str]]) -> str:
+    """A caption of an image, of what its questions and answers tell."""
+    true: set[str] = set()
+    for question, answer in rows:
+        named = set(re.findall("[a-z]+", question))
+        if answer not in ("yes", "no"):  # "what is the blue shape?" says that it is blue
+            true |= {answer, *named}
+        elif (answer == "yes") != bool(named & {"no", "not"}):
+            true |= named
+    colour = [word for word in COLOURS if word in true]
+    shape = [word for word in SHAPES if word in true] or ["shape"]
+    return " ".join(["a", *colour, *shape])
+
+
 def write_split(archive: zipfile.ZipFile, source: str, images: range, folder: Path) -> int:
     """Write one split; returns the number of its questions."""
     rows = json.loads(archive.read(f"easy_vqa/data/{source}/questions.json"))
     asked, answered = [], []
+    told: dict[int, list[tuple[str, str]]] = {image_id: [] for image_id in images}
     for number, (question, answer, image_id) in enumerate(rows):
-        if image_id in images:
+        if image_id in told:
+            told[image_id].append((question, answer))
             ids = {"image_id": image_id, "question_id": number}
             asked.append({**ids, "question": question})
             kind = "yes/no" if answer in ("yes", "no") else "other"
@@ -57,12 +78,12 @@ def write_split(archive: zipfile.ZipFile, source: str, images: range, folder: Pa
     for image_id in images:
         content = archive.read(f"easy_vqa/data/{source}/images/{image_id}.png")
         write_bytes(folder / "images" / f"{image_id}.png", content)
-    both = list(zip(asked, answered, strict=True))
-    chosen = {"": both, "open_": [(ask, answer) for ask, answer in both if answer["answer_type"] == "other"]}
-    for prefix, rows in chosen.items():
-        questions = {"data_subtype": "", "questions": [ask for ask, _ in rows]}
-        write_text(folder / f"{prefix}questions.json", json.dumps(questions))
-        write_text(folder / f"{prefix}answers.json", json.dumps({"annotations": [answer for _, answer in rows]}))
+    write_text(folder / "questions.json", json.dumps({"data_subtype": "", "questions": asked}))
+    write_text(folder / "answers.json", json.dumps({"annotations": answered}))
+    if source == "train":
+        captions = [{"id": i, "image_id": i, "caption": describe(rows)} for i, rows in told.items()]
+        pictures = [{"id": i, "file_name": f"{i}.png"} for i in images]
+        write_text(folder / "captions.json", json.dumps({"images": pictures, "annotations": captions}))
     return len(asked)
 
 
