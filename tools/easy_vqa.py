@@ -3,8 +3,9 @@
 python tools/easy_vqa.py --output data/easy-vqa
 
 48,248 questions about 5,000 drawings of one coloured shape, three of four for a yes or no. The last 100 training
-images become the split val. Each answer stands ten times, as in VQAv2. captions.json, in COCO's form, says of each
-image of train and val what the answers to its questions tell: "a blue circle"; "a circle" where none names a colour.
+images become the split val. Each answer stands ten times, as in VQAv2. open_questions.json and open_answers.json are
+those of a split that are not for a yes or no, to train on them more often. captions.json, in COCO's form, holds what
+the answers tell of each image of train and val: "a blue circle", or "a circle" where none names its colour.
 """
 
 from __future__ import annotations
@@ -78,10 +79,14 @@ def write_split(archive: zipfile.ZipFile, source: str, images: range, folder: Pa
     for image_id in images:
         content = archive.read(f"easy_vqa/data/{source}/images/{image_id}.png")
         write_bytes(folder / "images" / f"{image_id}.png", content)
-    write_text(folder / "questions.json", json.dumps({"data_subtype": "", "questions": asked}))
-    write_text(folder / "answers.json", json.dumps({"annotations": answered}))
+    both = list(zip(asked, answered, strict=True))
+    chosen = {"": both, "open_": [(ask, answer) for ask, answer in both if answer["answer_type"] == "other"]}
+    for prefix, pairs in chosen.items():
+        questions = {"data_subtype": "", "questions": [ask for ask, _ in pairs]}
+        write_text(folder / f"{prefix}questions.json", json.dumps(questions))
+        write_text(folder / f"{prefix}answers.json", json.dumps({"annotations": [answer for _, answer in pairs]}))
     if source == "train":
-        captions = [{"id": i, "image_id": i, "caption": describe(rows)} for i, rows in told.items()]
+        captions = [{"id": i, "image_id": i, "caption": describe(said)} for i, said in told.items()]
         pictures = [{"id": i, "file_name": f"{i}.png"} for i in images]
         write_text(folder / "captions.json", json.dumps({"images": pictures, "annotations": captions}))
     return len(asked)
