@@ -12,6 +12,7 @@ from excitor_mm.cli import main
 from excitor_mm.data.check import check_shards
 from excitor_mm.data.samples import Sample
 from excitor_mm.data.shards import list_shards, read_shard
+from excitor_mm.templates import Turn
 from tests.conftest import jpeg
 
 
@@ -96,10 +97,10 @@ def test_instructions_in_all_their_formats(tmp_path: Path, capsys) -> None:
     assert main([*command, str(tmp_path / "rows.json"), "--images", str(tmp_path)]) == 0
     found = packed(tmp_path / "out")
     assert found.keys() == {0, "seed.0", "seed.1", 3, "photo"}
-    turns = {i: [tuple(turn) for turn in sample.dialogue.turns] for i, sample in found.items()}
-    assert turns[0] == [("Add", "1 2", "", "3\n  lines")]
-    assert turns["seed.1"] == [("Say", "b", "", "c")]
-    assert turns[3] == [(f"user {n}", "", "", f"assistant {n}") for n in range(2)]
+    turns = {i: list(sample.dialogue.turns) for i, sample in found.items()}
+    assert turns[0] == [Turn("Add", "1 2", answer="3\n  lines")]
+    assert turns["seed.1"] == [Turn("Say", "b", answer="c")]
+    assert turns[3] == [Turn(f"user {n}", answer=f"assistant {n}") for n in range(2)]
     assert found[3].dialogue.system == "Be brief."
     assert turns["photo"][0][0] == "What is it?"
     assert found["photo"].image == jpeg()
