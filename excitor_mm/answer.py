@@ -34,7 +34,7 @@ class Answer(NamedTuple):
     text: str
     """Empty where the question was too long."""
     log_likelihoods: tuple[float, ...] = ()
-    """Of the choices, where there were some; the text is the likeliest."""
+    """Of the choices, each with the caption before it if there is one; the text is the likeliest."""
     shortened: bool = False
     """The context was too long, and its end was left out."""
     caption: str = ""
@@ -132,6 +132,7 @@ def _choose(model: ExcitorModel, asked: Sequence[Asked], rows: list[tuple[int, R
             asked[index].conversation.choices[max(range(len(found)), key=found.__getitem__)],
             tuple(found),
             shortened[index],
+            asked[index].conversation.turns[-1].caption,
         )
         for index, found in scores.items()
     }

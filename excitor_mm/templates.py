@@ -91,10 +91,13 @@ class PromptFormat:
         return CAPTION in self.text
 
     def split(self, written: str) -> tuple[str, str]:
-        """Caption and answer of what the model wrote; without the words that lead to an answer, all is the answer."""
+        """Caption and answer of what the model wrote, white space collapsed; all is the answer, as it was written,
+        where the words that lead to one are missing.
+        """
         if not self.describes:
             return "", written
-        caption, found, answer = written.partition(self.text.partition(CAPTION)[2].strip())
+        lead = " ".join(self.text.partition(CAPTION)[2].split())
+        caption, found, answer = " ".join(written.split()).partition(lead)
         return (caption.strip(), answer.strip()) if found else ("", written)
 
 

@@ -171,6 +171,7 @@ def test_a_caption_that_was_written_before_the_answer(
     text = chat.tasks.render(tokenizer, turns)
     batch = collate([Example("", text, chat.pixels)], tokenizer.pad_token_id)
     batch.inputs["labels"][:, : text.answers[-1][0]] = IGNORE
+    assert (chat.history[-1].answer, chat.history[-1].caption) == (found.text, "a blue circle")
     assert max(found.log_likelihoods) == pytest.approx(log_likelihoods(model, **batch.inputs).item(), abs=1e-3)
 
 

@@ -18,7 +18,7 @@ from excitor_mm.explain import Explanation, explain
 from excitor_mm.model import ExcitorModel
 from excitor_mm.processor import ImageLike
 from excitor_mm.serve.batching import Batcher
-from excitor_mm.templates import Turn
+from excitor_mm.templates import PromptFormat, Turn
 
 Listener = Callable[[str], None]
 """Hears the whole text so far, each time it has grown; called in the batcher's thread."""
@@ -30,6 +30,21 @@ class Prepared(NamedTuple):
     ids: list[int]
     pixels: list[Tensor] | None
     listener: Listener | None
+    form: PromptFormat | None = None
+    """Of a question, which may have the model write a caption before its answer."""
+
+    def answer(self, text: str) -> str:
+        """What is given of what the model wrote."""
+        return text if self.form is None else self.form.split(text)[1]
+
+    def hear(self, text: str) -> None:
+        """Pass on a text that is still growing; a caption before the answer is waited for, not heard."""
+        if self.listener is None:
+            return
+        if self.form is None or not self.form.describes:
+            self.listener(text)
+        elif self.form.split(text)[0]:
+            self.listener(self.answer(text))
 
 
 class Engine:
@@ -97,7 +112,7 @@ class Engine:
         tasks = self.model.task_format(self._asking)
         ids = tasks.render(self.model.processor.tokenizer, turns, system, decoding.max_new_tokens).ids
         pixels = None if image is None else self.model.processor.pixels(image)
-        return self.batcher.submit(decoding, Prepared(ids, pixels, listener))
+        return self.batcher.submit(decoding, Prepared(ids, pixels, listener, tasks.form))
 
     def explain(self, image: ImageLike, answer: str | None = None) -> Future[Explanation]:
         """What the Excitor did to a caption, in the batcher's turn: the model does one thing at a time."""
@@ -113,14 +128,14 @@ class Engine:
     def _generate(self, decoding: DecodingConfig, batch: Sequence[Prepared]) -> list[str]:
         processor = self.model.processor
         inputs = processor.collate([one.ids for one in batch], [one.pixels for one in batch])
-        listeners = [one.listener for one in batch]
         options: dict[str, Any] = {}
-        if decoding.beams == 1 and any(listeners):
-            options["streamer"] = _Streamer(processor.tokenizer, listeners)
-        texts = processor.batch_decode(self.model.generate(**inputs, decoding=decoding, **options))
-        for text, listener in zip(texts, listeners, strict=True):
-            if listener is not None:
-                listener(text)
+        if decoding.beams == 1 and any(one.listener for one in batch):
+            options["streamer"] = _Streamer(processor.tokenizer, [one.hear for one in batch])
+        written = processor.batch_decode(self.model.generate(**inputs, decoding=decoding, **options))
+        texts = [one.answer(text) for one, text in zip(batch, written, strict=True)]
+        for one, text in zip(batch, texts, strict=True):
+            if one.listener is not None:
+                one.listener(text)
         return texts
 
     def close(self) -> None:
@@ -131,7 +146,7 @@ class Engine:
 class _Streamer(BaseStreamer):
     """Hands each row's text to its listener; transformers' own streamers know one row only."""
 
-    def __init__(self, tokenizer: Any, listeners: Sequence[Listener | None]) -> None:
+    def __init__(self, tokenizer: Any, listeners: Sequence[Listener]) -> None:
         self.tokenizer, self.listeners = tokenizer, listeners
         self.rows: list[list[int]] | None = None
 
@@ -142,7 +157,7 @@ class _Streamer(BaseStreamer):
         for row, listener, token in zip(self.rows, self.listeners, value.flatten().tolist(), strict=True):
             row.append(token)
             text = clean_caption(self.tokenizer.decode(row, skip_special_tokens=True))
-            if listener is not None and not text.endswith("\ufffd"):  # half a character waits for its other half
+            if not text.endswith("\ufffd"):  # half a character waits for its other half
                 listener(text)
 
     def end(self) -> None:
