@@ -45,6 +45,16 @@ def test_block_equals_the_literal_formula(key_heads: int, visual_rank: int | Non
         torch.testing.assert_close(delta[sample], expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("key_heads", [1, 2])
+def test_a_block_gives_the_same_without_a_backward_pass(key_heads: int) -> None:
+    """It then takes columns without copying them; `generate` does so."""
+    block = make_block(key_heads, 3)
+    words, image = torch.randn(2, 7, 64).double(), torch.randn(2, 6, VISUAL).double()
+    with torch.no_grad():
+        found = block(words, block.project_visual(image))
+    torch.testing.assert_close(found, block(words, block.project_visual(image)).detach(), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("visual_rank", [3, None])
 def test_inner_attention_equals_the_literal_formula(visual_rank: int | None) -> None:
     block = make_block(2, visual_rank)
