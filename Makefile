@@ -20,7 +20,7 @@ demo: setup
 # The tests use the default frozen parts too, and fetch them by the project's own command.
 test: setup
 	$(BIN)/excitor-mm fetch-defaults
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .

@@ -35,7 +35,9 @@ from excitor_mm.data.samples import Sample
 from excitor_mm.model import build_model
 from excitor_mm.prompts import Rendered, answer_ids, prompt_ids
 
-torch.set_num_threads(2)
+# Tests run side by side (`make test`), so each computes on one core, as do the processes it starts: sums depend on it.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "purple", "gray")
 
 

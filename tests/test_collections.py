@@ -178,12 +178,10 @@ def test_watching_catches_files_while_they_are_written(tiny_adapter: Path, tmp_p
                 time.sleep(0.05)
                 file.write(picture[150:])
         limit = time.monotonic() + 60
-        while len(output.read_text().splitlines()) < 20 and time.monotonic() < limit:
-            time.sleep(0.1)
-        late.write_bytes(jpeg())
-        while len(output.read_text().splitlines()) < 21 and time.monotonic() < limit:
-            time.sleep(0.1)
-        _thread.interrupt_main()
+        for count, then in ((20, lambda: late.write_bytes(jpeg())), (21, _thread.interrupt_main)):
+            while time.monotonic() < limit and (not output.exists() or len(output.read_text().splitlines()) < count):
+                time.sleep(0.1)
+            then()
 
     writer = threading.Thread(target=drop)
     writer.start()

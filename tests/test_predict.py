@@ -47,7 +47,7 @@ def test_three_processes_equal_one(adapter: Path, run_config: RunConfig, tmp_pat
         capture_output=True,
         text=True,
         timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert rows(three) == rows(one)

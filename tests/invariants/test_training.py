@@ -92,8 +92,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(run_config: RunConfig, tmp
     train(whole)
     cut = change(whole, output=str(tmp_path / "cut"))
     code = (
-        "import sys, json, torch, excitor_mm.train as t; from excitor_mm.config import *\n"
-        "torch.set_num_threads(2)\n"  # as in conftest: sums depend on the number of threads
+        "import sys, json, excitor_mm.train as t; from excitor_mm.config import *\n"
         "save = t.RunState.save\n"
         "def save_and_die(state, keep):\n"
         "    save(state, keep)\n"

@@ -121,11 +121,8 @@ def test_other_settings_in_the_same_folder_are_refused(asked: Asked, capsys: pyt
     assert "train.clip" in said
 
 
-def test_a_run_that_was_killed_goes_on_in_a_process_of_its_own(
-    asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_was_killed_goes_on_in_a_process_of_its_own(asked: Asked, tmp_path: Path) -> None:
     """As it was after its first step; the mark shows that the training was not started anew."""
-    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # which sums depend on
     whole = asked.runs[-1]
     killed = dataclasses.replace(whole, folder=tmp_path / "killed")
     train = dataclasses.replace(whole.config.train, output=str(killed.folder / "training"))
