@@ -3,9 +3,12 @@
 python tools/easy_vqa.py --output data/easy-vqa
 
 48,248 questions about 5,000 drawings of one coloured shape, three of four for a yes or no. The last 100 training
-images become the split val. Each answer stands ten times, as in VQAv2. open_questions.json and open_answers.json are
-those of a split that are not for a yes or no, to train on them more often. captions.json, in COCO's form, holds what
-the answers tell of each image of train and val: "a blue circle", or "a circle" where none names its colour.
+images become the split val. Each answer stands ten times, as in VQAv2. captions.json, in COCO's form, holds what the
+answers tell of each image of train and val: "a blue circle", or "a circle" where none names its colour.
+
+For train also rare_questions.json, rare_answers.json and rare_captions.json: the questions for a yes or no whose
+answer is not the usual one for their words, to train on them more often; and text.json, instruction rows that ask for
+a yes or no about a caption that they hold, so that a model learns to compare words before it sees a picture.
 """
 
 from __future__ import annotations
@@ -14,12 +17,15 @@ import argparse
 import hashlib
 import io
 import json
+import random
 import re
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from excitor_mm.console import log
 from excitor_mm.errors import DependencyError
@@ -28,10 +34,19 @@ from excitor_mm.files import write_bytes, write_text
 REQUIREMENT = "easy-vqa==1.0"
 SHA256 = "fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f"
 SPLITS = {"train": ("train", range(3900)), "val": ("train", range(3900, 4000)), "test": ("test", range(1000))}
-
+TEXT_ROWS = 4000
 
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 SHAPES = ("circle", "rectangle", "triangle")
+
+
+class Row(NamedTuple):
+    """A question with its answer, as the package lists them."""
+
+    number: int
+    question: str
+    answer: str
+    image_id: int
 
 
 def download() -> zipfile.ZipFile:
@@ -48,48 +63,91 @@ def download() -> zipfile.ZipFile:
     return zipfile.ZipFile(io.BytesIO(content))
 
 
-def describe(rows: list[tuple[str, str]]) -> str:
+def named(question: str) -> list[str]:
+    """The colours and shapes in it."""
+    return [word for word in re.findall("[a-z]+", question) if word in COLOURS + SHAPES]
+
+
+def negated(question: str) -> bool:
+    """Whether it asks for what is not there."""
+    return bool(re.search(r"\b(no|not)\b", question))
+
+
+def describe(rows: list[Row]) -> str:
     """A caption of an image, of what its questions and answers tell."""
     true: set[str] = set()
-    for question, answer in rows:
-        named = set(re.findall("[a-z]+", question))
-        if answer not in ("yes", "no"):  # "what is the blue shape?" says that it is blue
-            true |= {answer, *named}
-        elif (answer == "yes") != bool(named & {"no", "not"}):
-            true |= named
+    for row in rows:
+        if row.answer not in ("yes", "no"):  # "what is the blue shape?" says that it is blue
+            true |= {row.answer, *named(row.question)}
+        elif (row.answer == "yes") != negated(row.question):
+            true |= set(named(row.question))
     colour = [word for word in COLOURS if word in true]
     shape = [word for word in SHAPES if word in true] or ["shape"]
     return " ".join(["a", *colour, *shape])
 
 
-def write_split(archive: zipfile.ZipFile, source: str, images: range, folder: Path) -> int:
-    """Write one split; returns the number of its questions."""
-    rows = json.loads(archive.read(f"easy_vqa/data/{source}/questions.json"))
+def text_rows(questions: list[str]) -> list[dict[str, str]]:
+    """Instruction rows: a question that names one colour or shape, and a caption that has it or not, at even chances."""
+    chooser = random.Random(0)
+    rows = []
+    for _ in range(TEXT_ROWS):
+        question = chooser.choice(questions)
+        (asked,) = named(question)
+        match = chooser.random() < 0.5
+        colour, shape = (
+            asked if asked in kind and match else chooser.choice([word for word in kind if word != asked])
+            for kind in (COLOURS, SHAPES)
+        )
+        answer = "yes" if match != negated(question) else "no"
+        rows.append({"instruction": f"{question}\nPicture: a {colour} {shape}\nAnswer:", "input": "", "output": answer})
+    return rows
+
+
+def write_questions(folder: Path, prefix: str, rows: list[Row], captions: dict[int, str]) -> None:
+    """VQAv2's questions and answers of `rows`, and captions of their images where there are any."""
     asked, answered = [], []
-    told: dict[int, list[tuple[str, str]]] = {image_id: [] for image_id in images}
-    for number, (question, answer, image_id) in enumerate(rows):
-        if image_id in told:
-            told[image_id].append((question, answer))
-            ids = {"image_id": image_id, "question_id": number}
-            asked.append({**ids, "question": question})
-            kind = "yes/no" if answer in ("yes", "no") else "other"
-            words = " ".join(question.split()[:2])
-            ten = [{"answer": answer, "answer_confidence": "yes", "answer_id": n} for n in range(1, 11)]
-            answered.append({**ids, "question_type": words, "answer_type": kind, "answers": ten})
+    for row in rows:
+        ids = {"image_id": row.image_id, "question_id": row.number}
+        kind = "yes/no" if row.answer in ("yes", "no") else "other"
+        ten = [{"answer": row.answer, "answer_confidence": "yes", "answer_id": n} for n in range(1, 11)]
+        asked.append({**ids, "question": row.question})
+        answered.append({**ids, "question_type": " ".join(row.question.split()[:2]), "answer_type": kind, "answers": ten})
+    images = sorted({row.image_id for row in rows})
+    files: dict[str, Any] = {
+        "questions": {"data_subtype": "", "questions": asked},
+        "answers": {"annotations": answered},
+    }
+    if captions:
+        files["captions"] = {
+            "images": [{"id": i, "file_name": f"{i}.png"} for i in images],
+            "annotations": [{"id": i, "image_id": i, "caption": captions[i]} for i in images],
+        }
+    for name, content in files.items():
+        write_text(folder / f"{prefix}{name}.json", json.dumps(content))
+
+
+def write_split(archive: zipfile.ZipFile, split: str, folder: Path) -> int:
+    """Write one split; returns the number of its questions."""
+    source, images = SPLITS[split]
+    found = json.loads(archive.read(f"easy_vqa/data/{source}/questions.json"))
+    rows = [Row(number, *row) for number, row in enumerate(found) if row[2] in images]
+    told: dict[int, list[Row]] = defaultdict(list)
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        told[row.image_id].append(row)
+        answers[row.question][row.answer] += 1
     for image_id in images:
         content = archive.read(f"easy_vqa/data/{source}/images/{image_id}.png")
         write_bytes(folder / "images" / f"{image_id}.png", content)
-    both = list(zip(asked, answered, strict=True))
-    chosen = {"": both, "open_": [(ask, answer) for ask, answer in both if answer["answer_type"] == "other"]}
-    for prefix, pairs in chosen.items():
-        questions = {"data_subtype": "", "questions": [ask for ask, _ in pairs]}
-        write_text(folder / f"{prefix}questions.json", json.dumps(questions))
-        write_text(folder / f"{prefix}answers.json", json.dumps({"annotations": [answer for _, answer in pairs]}))
-    if source == "train":
-        captions = [{"id": i, "image_id": i, "caption": describe(said)} for i, said in told.items()]
-        pictures = [{"id": i, "file_name": f"{i}.png"} for i in images]
-        write_text(folder / "captions.json", json.dumps({"images": pictures, "annotations": captions}))
-    return len(asked)
+    captions = {} if split == "test" else {image_id: describe(said) for image_id, said in told.items()}
+    write_questions(folder, "", rows, captions)
+    if split == "train":
+        judged = {text: counts.most_common(1)[0][0] for text, counts in answers.items() if set(counts) <= {"yes", "no"}}
+        rare = [row for row in rows if row.answer != judged.get(row.question, row.answer)]
+        write_questions(folder, "rare_", rare, captions)
+        texts = text_rows(sorted(text for text in judged if len(named(text)) == 1))
+        write_text(folder / "text.json", json.dumps(texts))
+    return len(rows)
 
 
 if __name__ == "__main__":
@@ -97,5 +155,5 @@ if __name__ == "__main__":
     parser.add_argument("--output", type=Path, default=Path("data/easy-vqa"), help="folder for train/, val/, test/")
     options = parser.parse_args()
     archive = download()
-    for split, (source, images) in SPLITS.items():
-        log(f"{split}: {write_split(archive, source, images, options.output / split)} questions")
+    for split in SPLITS:
+        log(f"{split}: {write_split(archive, split, options.output / split)} questions")

@@ -1,6 +1,9 @@
 """Draw the sample data: scenes in COCO captions and VQAv2 format, packed to shards. Deterministic by seed.
 
 python tools/make_sample_data.py --output data/sample
+
+--keep runs/sample also leaves pictures and JSON files there, and in each split text.json: instruction rows that ask
+the same kinds of questions about a caption that they hold.
 """
 
 from __future__ import annotations
@@ -22,13 +25,14 @@ FIRST_ID = {"train": 100_000, "val": 200_000, "test": 300_000}
 
 
 def write_split(folder: Path, split: str, count: int, seed: int) -> Source:
-    """Draw one split into `folder`: images/, captions.json, questions.json, answers.json."""
-    chooser = random.Random(f"{seed} {split}")
+    """Draw one split into `folder`: images/, captions.json, questions.json, answers.json, text.json."""
+    chooser, asker = random.Random(f"{seed} {split}"), random.Random(f"{seed} text")
     (folder / "images").mkdir(parents=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     asked: list[dict[str, Any]] = []
     answered: list[dict[str, Any]] = []
+    told: list[dict[str, str]] = []
     for image_id in range(FIRST_ID[split], FIRST_ID[split] + count):
         scene = sample_scenes.make_scene(chooser, training=split == "train")
         name = f"{image_id:012d}.jpg"
@@ -37,6 +41,7 @@ def write_split(folder: Path, split: str, count: int, seed: int) -> Source:
         images.append({"id": image_id, "file_name": name, **size, "scene": asdict(scene)})
         for caption in sample_scenes.captions(scene):
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, "caption": caption})
+            told += text_rows(caption, sample_scenes.questions(scene, asker))
         for number, (text, answer, kind, answer_type) in enumerate(sample_scenes.questions(scene, chooser)):
             ids = {"image_id": image_id, "question_id": image_id * 1000 + number}
             ten = [{"answer": answer, "answer_confidence": "yes", "answer_id": n} for n in range(1, 11)]
@@ -44,10 +49,11 @@ def write_split(folder: Path, split: str, count: int, seed: int) -> Source:
             types = {"question_type": kind, "answer_type": answer_type, "multiple_choice_answer": answer}
             answered.append({**ids, **types, "answers": ten})
     head = {"info": {"description": f"excitor-mm drawn scenes, {split}, seed {seed}"}, "licenses": []}
-    files = {
+    files: dict[str, Any] = {
         "captions": {**head, "type": "captions", "images": images, "annotations": annotations},
         "questions": {**head, "task_type": "Open-Ended", "data_subtype": split, "questions": asked},
         "answers": {**head, "data_subtype": split, "annotations": answered},
+        "text": told,
     }
     for name, value in files.items():
         (folder / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
@@ -57,6 +63,14 @@ def write_split(folder: Path, split: str, count: int, seed: int) -> Source:
         questions=folder / "questions.json",
         answers=folder / "answers.json",
     )
+
+
+def text_rows(caption: str, questions: list[tuple[str, str, str, str]]) -> list[dict[str, str]]:
+    """Instruction rows: questions about a caption, so that a model learns to read answers off it without a picture."""
+    return [
+        {"instruction": f"{text}\nPicture: {caption}\nAnswer:", "input": "", "output": answer}
+        for text, answer, _, _ in questions
+    ]
 
 
 def main() -> None:

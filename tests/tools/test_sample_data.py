@@ -67,3 +67,18 @@ def test_small_enough_to_commit_with_ten_answers_each() -> None:
     samples = [s for folder in folders for shard in list_shards(str(folder)) for s in read_shard(shard, bad.append)]
     assert all(len(s.captions) == 5 and len(s.questions) == 3 for s in samples)
     assert all(len(question.answers) == 10 for s in samples for question in s.questions)
+
+
+def test_text_rows_ask_about_their_own_caption(drawn: Path) -> None:
+    rows = json.loads((drawn / "k" / "train" / "text.json").read_text())
+    assert len(rows) == 360 * 5 * 3
+    for row in rows:
+        question, caption, _ = row["instruction"].split("\n")
+        words = caption.lower().removesuffix(".").split()
+        if question.startswith("Is there a"):
+            kind = question.removeprefix("Is there a ").removesuffix("?")
+            assert row["output"] == ("yes" if {kind, sample_scenes.plural(kind)} & set(words) else "no")
+        elif question.startswith("What color"):
+            assert row["output"] in words
+        else:
+            assert sample_scenes.NUMBERS.get(int(row["output"]), "a") in words
