@@ -87,7 +87,7 @@ def describe(rows: list[Row]) -> str:
 
 
 def text_rows(questions: list[str]) -> list[dict[str, str]]:
-    """Instruction rows: a question that names one colour or shape, and a caption that has it or not, at even chances."""
+    """Instruction rows: a question that names one colour or shape, and a caption that has it, or not, by chance."""
     chooser = random.Random(0)
     rows = []
     for _ in range(TEXT_ROWS):
@@ -99,7 +99,8 @@ def text_rows(questions: list[str]) -> list[dict[str, str]]:
             for kind in (COLOURS, SHAPES)
         )
         answer = "yes" if match != negated(question) else "no"
-        rows.append({"instruction": f"{question}\nPicture: a {colour} {shape}\nAnswer:", "input": "", "output": answer})
+        prompt = f"{question}\nPicture: a {colour} {shape}\nAnswer:"
+        rows.append({"instruction": prompt, "input": "", "output": answer})
     return rows
 
 
@@ -111,7 +112,8 @@ def write_questions(folder: Path, prefix: str, rows: list[Row], captions: dict[i
         kind = "yes/no" if row.answer in ("yes", "no") else "other"
         ten = [{"answer": row.answer, "answer_confidence": "yes", "answer_id": n} for n in range(1, 11)]
         asked.append({**ids, "question": row.question})
-        answered.append({**ids, "question_type": " ".join(row.question.split()[:2]), "answer_type": kind, "answers": ten})
+        first = " ".join(row.question.split()[:2])
+        answered.append({**ids, "question_type": first, "answer_type": kind, "answers": ten})
     images = sorted({row.image_id for row in rows})
     files: dict[str, Any] = {
         "questions": {"data_subtype": "", "questions": asked},
@@ -142,7 +144,7 @@ def write_split(archive: zipfile.ZipFile, split: str, folder: Path) -> int:
     captions = {} if split == "test" else {image_id: describe(said) for image_id, said in told.items()}
     write_questions(folder, "", rows, captions)
     if split == "train":
-        judged = {text: counts.most_common(1)[0][0] for text, counts in answers.items() if set(counts) <= {"yes", "no"}}
+        judged = {text: said.most_common(1)[0][0] for text, said in answers.items() if set(said) <= {"yes", "no"}}
         rare = [row for row in rows if row.answer != judged.get(row.question, row.answer)]
         write_questions(folder, "rare_", rare, captions)
         texts = text_rows(sorted(text for text in judged if len(named(text)) == 1))

@@ -66,7 +66,7 @@ def write_split(folder: Path, split: str, count: int, seed: int) -> Source:
 
 
 def text_rows(caption: str, questions: list[tuple[str, str, str, str]]) -> list[dict[str, str]]:
-    """Instruction rows: questions about a caption, so that a model learns to read answers off it without a picture."""
+    """Instruction rows: questions about a caption, so that a model learns to answer from it without a picture."""
     return [
         {"instruction": f"{text}\nPicture: {caption}\nAnswer:", "input": "", "output": answer}
         for text, answer, _, _ in questions
