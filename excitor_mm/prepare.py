@@ -68,13 +68,12 @@ def build_for_training(config: RunConfig, build: Build = build_excitor) -> Excit
 
 
 def _prompts(config: RunConfig, started: Prompts | None) -> Prompts:
-    """The prompts of all tasks of the run; what the adapter to start from has learnt already keeps its prompts."""
-    chosen = config.prompt
-    fresh = Prompts(config.templates(), [], chosen.system, chosen.scienceqa, chosen.max_tokens)
+    """The prompts of all tasks: of the run's own first, then of what the adapter to start from has learnt already."""
+    chosen, templates = config.prompt, config.templates()
+    fresh = Prompts(templates, [], chosen.system, chosen.scienceqa, chosen.max_tokens)
     if started is not None:
-        fresh = dataclasses.replace(
-            fresh, templates={**started.templates, **fresh.templates}, palette=started.palette
-        )
+        earlier = {task: text for task, text in started.templates.items() if task not in templates}
+        fresh = dataclasses.replace(fresh, templates=templates | earlier, palette=started.palette)
     wanted = any(PALETTE in PromptFormat(template).text for template in fresh.templates.values())
     if wanted and not fresh.palette:
         words = [

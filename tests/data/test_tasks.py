@@ -188,9 +188,10 @@ def test_one_template_a_task(config: RunConfig, tmp_path: Path) -> None:
 
 
 def test_an_adapter_goes_on_with_another_task(config: RunConfig, tmp_path: Path) -> None:
-    """Text first, images after it: the weights, the palette and the first task's prompt are kept."""
+    """Text first, images after it: the weights, the palette and the first tasks' prompts are kept."""
     torch.manual_seed(1)
-    first = build_for_training(config)
+    data = dataclasses.replace(config.data, train=list(config.data.train)[::-1])
+    first = build_for_training(dataclasses.replace(config, data=data))
     first.save_pretrained(tmp_path / "first")
     shards = make_shards(tmp_path / "captions", [3])
     later = dataclasses.replace(
@@ -201,6 +202,8 @@ def test_an_adapter_goes_on_with_another_task(config: RunConfig, tmp_path: Path)
     )
     second = build_for_training(later)
     assert second.config.prompts == first.config.prompts
+    assert next(iter(first.config.prompts.templates)) == "instructions"
+    assert next(iter(second.config.prompts.templates)) == "caption"  # the later run's own: what `predict` takes
     for name, tensor in first.trainables().items():
         assert torch.equal(second.trainables()[name], tensor)
     with pytest.raises(ConfigError, match="another excitor"):
