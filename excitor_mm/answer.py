@@ -1,6 +1,7 @@
 """Answers to conversations: written token by token, or the likeliest of given choices.
 
-`predict`, validation and `ask` all answer here; what stands around a question comes from the adapter.
+`predict`, validation and `ask` all answer here; what stands around a question comes from the adapter. Where that
+holds a caption, the model writes one first, once for each image.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from excitor_mm.data.pipeline import Example, TaskFormat, collate, stack_pixels
 from excitor_mm.data.tasks import SHORT_TASKS, Conversation
 from excitor_mm.model import ExcitorModel
 from excitor_mm.prompts import Rendered, TooLong
+from excitor_mm.templates import CAPTION_INSTRUCTION, Turn
 
 
 class Asked(NamedTuple):
@@ -34,11 +36,11 @@ class Answer(NamedTuple):
     text: str
     """Empty where the question was too long."""
     log_likelihoods: tuple[float, ...] = ()
-    """Of the choices, each with the caption before it if there is one; the text is the likeliest."""
+    """Of the choices; the text is the likeliest."""
     shortened: bool = False
     """The context was too long, and its end was left out."""
     caption: str = ""
-    """What was written before the answer, where the prompt template holds `{caption}`."""
+    """With which the question was asked, where the prompt template holds `{caption}`."""
 
 
 def answer(
@@ -54,7 +56,7 @@ def answer(
     """
     decoding = decoding or model.config.decoding
     if tasks.form.describes:
-        asked = _describe_for_choices(model, tasks, asked, decoding)
+        asked = describe(model, asked, decoding)
     answers: dict[int, Answer] = {}
     open_rows: list[tuple[int, Rendered]] = []
     choice_rows: list[tuple[int, Rendered]] = []
@@ -74,30 +76,37 @@ def answer(
         ids = model.generate(**inputs, **_images(asked, open_rows), decoding=decoding)
         texts = model.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
         for (index, row), text in zip(open_rows, texts, strict=True):
-            caption, words = tasks.form.split(text)
-            words = " ".join(words.split()) if tasks.task in SHORT_TASKS else words.strip()
+            words = " ".join(text.split()) if tasks.task in SHORT_TASKS else text.strip()
+            caption = asked[index].conversation.turns[-1].caption
             answers[index] = Answer(words, shortened=row.cut > 0, caption=caption)
     if choice_rows:
         answers |= _choose(model, asked, choice_rows)
     return [answers[index] for index in range(len(asked))]
 
 
-def _describe_for_choices(
-    model: ExcitorModel, tasks: TaskFormat, asked: Sequence[Asked], decoding: DecodingConfig
-) -> list[Asked]:
-    """Questions with choices, with the caption that the model writes before it chooses; the others as they are."""
-    places = [index for index, one in enumerate(asked) if one.conversation.choices]
-    opened = [
-        asked[index]._replace(conversation=dataclasses.replace(asked[index].conversation, choices=()))
-        for index in places
+def describe(model: ExcitorModel, asked: Sequence[Asked], decoding: DecodingConfig) -> list[Asked]:
+    """Every turn with a caption: that of an earlier turn, else what the model writes about the image, once for each.
+
+    Raises:
+        AdapterError: an adapter that does not caption.
+    """
+    known = [next((turn.caption for turn in one.conversation.turns if turn.caption), "") for one in asked]
+    unseen = {
+        id(one.pixels): one.pixels for one, caption in zip(asked, known, strict=True) if one.pixels and not caption
+    }
+    opened = Conversation(0, (Turn(CAPTION_INSTRUCTION),))
+    said = [Asked(opened, pixels) for pixels in unseen.values()]
+    written = [found.text for found in answer(model, model.task_format("caption"), said, decoding)] if said else []
+    captions = dict(zip(unseen, written, strict=True))
+    return [
+        one._replace(conversation=_with_caption(one.conversation, caption or captions.get(id(one.pixels), "")))
+        for one, caption in zip(asked, known, strict=True)
     ]
-    described = list(asked)
-    for index, said in zip(places, answer(model, tasks, opened, decoding) if opened else [], strict=True):
-        conversation = asked[index].conversation
-        *earlier, last = conversation.turns
-        turns = (*earlier, last._replace(caption=said.caption))
-        described[index] = asked[index]._replace(conversation=dataclasses.replace(conversation, turns=turns))
-    return described
+
+
+def _with_caption(conversation: Conversation, caption: str) -> Conversation:
+    turns = tuple(turn._replace(caption=turn.caption or caption) for turn in conversation.turns)
+    return dataclasses.replace(conversation, turns=turns)
 
 
 def _with_choices(model: ExcitorModel, tasks: TaskFormat, conversation: Conversation) -> list[Rendered]:

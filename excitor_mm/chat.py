@@ -75,10 +75,11 @@ class Chat:
             DataError: an empty question, one that is too long by itself, or more choices than letters.
         """
         decoding = self.decoding or self.model.config.decoding
+        room = decoding.max_new_tokens * (2 if self.tasks.form.describes else 1)  # a caption comes into the prompt
         conversation = ask(self.tasks, question, context=context, choices=choices, history=self.history)
         while True:
             try:
-                self.tasks.render(self.model.processor.tokenizer, conversation.turns, room=decoding.max_new_tokens)
+                self.tasks.render(self.model.processor.tokenizer, conversation.turns, room=room)
                 break
             except TooLong:
                 if not self.history:

@@ -29,8 +29,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from excitor_mm.answer import Asked, describe
 from excitor_mm.config import DecodingConfig
 from excitor_mm.data.images import load_image
+from excitor_mm.data.tasks import Conversation
 from excitor_mm.errors import ConfigError, DataError
 from excitor_mm.files import write_bytes, write_json
 from excitor_mm.heatmap import draw, photo_maps
@@ -104,8 +106,9 @@ def explain(
     if not excitors or not model.tower.encoders:
         raise ConfigError("The adapter has no Excitor blocks or no encoder: only both together can be explained.")
     photo = image.convert("RGB") if isinstance(image, Image.Image) else load_image(image)
-    tokenizer, before, ids = model.processor.tokenizer, *_texts(model, question, prompt, answer)
-    inputs = model.processor.collate([before], [model.processor.pixels(photo)])
+    pixels = model.processor.pixels(photo)
+    tokenizer, before, ids = model.processor.tokenizer, *_texts(model, pixels, question, prompt, answer, decoding)
+    inputs = model.processor.collate([before], [pixels])
     if answer is None:
         ids = model.generate(**inputs, decoding=decoding)[0].tolist()
     ids = ids[: ids.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in ids else ids
@@ -140,7 +143,12 @@ def explain(
 
 
 def _texts(
-    model: ExcitorModel, question: str | None, prompt: str | None, answer: str | None
+    model: ExcitorModel,
+    pixels: list[Tensor],
+    question: str | None,
+    prompt: str | None,
+    answer: str | None,
+    decoding: DecodingConfig | None,
 ) -> tuple[list[int], list[int]]:
     """Token ids of the prompt, and of the given answer (none if it is None)."""
     tokenizer = model.processor.tokenizer
@@ -149,6 +157,9 @@ def _texts(
     tasks = [task for task in model.config.prompts.templates if task != "caption"]
     task = "caption" if question is None else next(iter(tasks), "vqa")  # "vqa" is then refused with a sentence
     form, turn = model.task_format(task), Turn(question or CAPTION_INSTRUCTION)
+    if form.form.describes:
+        (described,) = describe(model, [Asked(Conversation(0, (turn,)), pixels)], decoding or model.config.decoding)
+        (turn,) = described.conversation.turns
     before = form.render(tokenizer, (turn,)).ids
     if answer is None:
         return before, []

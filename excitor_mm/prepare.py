@@ -14,7 +14,7 @@ from excitor_mm.data.tasks import palette_words
 from excitor_mm.errors import ConfigError
 from excitor_mm.model import ExcitorModel, build_model
 from excitor_mm.palette import choose_palette
-from excitor_mm.templates import CAPTION_INSTRUCTION, PALETTE, PromptFormat, Turn
+from excitor_mm.templates import CAPTION, CAPTION_INSTRUCTION, PALETTE, PromptFormat, Turn
 
 Build = Callable[[RunConfig, Prompts], ExcitorModel]
 """Loads a run's frozen parts and puts fresh trainable ones in; another method than Excitor brings its own."""
@@ -49,10 +49,10 @@ def build_for_training(config: RunConfig, build: Build = build_excitor) -> Excit
         model.load_tensors(Path(config.train.start or ""))
     check_cache(config, model.tower)
     for task, template in prompts.templates.items():  # refuses an unusable template
-        if task != "vqa" and PromptFormat(template).describes:
+        if PromptFormat(template).describes and (task != "vqa" or "caption" not in prompts.templates):
             raise ConfigError(
-                f"The prompt template {template!r} puts a caption before the answer, which is for vqa alone, but the "
-                f"task is {task}: choose another."
+                f"The prompt template {template!r} of the task {task} holds {CAPTION}, the model's own caption: that "
+                "is for vqa beside caption alone; train both in one run, or choose another template."
             )
         model.task_format(task).render(model.processor.tokenizer, (Turn(CAPTION_INSTRUCTION, answer="a word"),))
     data = ", ".join(f"{Path(source.shards).name} ({source.task})" for source in config.training_sources())
@@ -74,14 +74,15 @@ def _prompts(config: RunConfig, started: Prompts | None) -> Prompts:
     if started is not None:
         earlier = {task: text for task, text in started.templates.items() if task not in templates}
         fresh = dataclasses.replace(fresh, templates=templates | earlier, palette=started.palette)
-    wanted = any(PALETTE in PromptFormat(template).text for template in fresh.templates.values())
-    if wanted and not fresh.palette:
+    with_palette = {task for task, template in fresh.templates.items() if PALETTE in PromptFormat(template).text}
+    if with_palette and not fresh.palette:
         words = [
             word
             for source in config.training_sources()
+            if source.task in with_palette
             for shard in list_shards(source.shards)
             for sample in read_shard(shard, lambda _: None)  # what cannot be read is counted later, by the stream
-            for word in palette_words(sample, source.task, PromptFormat(fresh.templates[source.task]).describes)
+            for word in palette_words(sample, source.task)
         ]
         palette = choose_palette(words, chosen.palette_size, chosen.palette_choice)
         fresh = dataclasses.replace(fresh, palette=list(palette))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from excitor_mm.errors import ConfigError, DataError
-from excitor_mm.templates import CHAT, PromptFormat, Turn, prompt_text, worded, written_text
+from excitor_mm.templates import CHAT, PromptFormat, Turn, prompt_text, worded
 
 
 class Tokenizer(Protocol):
@@ -84,7 +84,7 @@ def _templated(tokenizer: Any, form: PromptFormat, turns: Sequence[Turn]) -> tup
         before = prompt_ids(tokenizer, prompt, first=number == 0)
         ids += before
         if turn.answer is not None:
-            answer = answer_ids(tokenizer, prompt, written_text(form, turn), first=number == 0)
+            answer = answer_ids(tokenizer, prompt, turn.answer, first=number == 0)
             answers.append((len(ids), len(ids) + len(answer)))
             ids += answer
     return ids, answers

@@ -14,7 +14,7 @@ from excitor_mm.errors import ConfigError, DataError
 
 PALETTE = "{palette}"
 CAPTION = "{caption}"
-"""Where a model writes what it sees; what stands behind this in a template leads to the answer."""
+"""Where a caption of the image stands: in training one of the sample's, later what the model itself writes first."""
 CHAT = "chat"
 """The name that stands for the language model's own chat template."""
 CAPTION_INSTRUCTION = "Generate caption of this image"
@@ -33,7 +33,7 @@ TEMPLATES = {
     ),
     "short-answer": "Question: {question}\nShort answer:",
     "palette-answer": "{question}\n{palette}\nAnswer:",
-    "palette-caption-answer": "{question}\n{palette}\nPicture: {caption}\nAnswer:",
+    "caption-answer": "{question}\nPicture: {caption}\nAnswer:",
     "plain": "{question}",
 }
 """Named templates; `chat` stands beside them. The Alpaca wording is that of the LLaMA-Adapter recipe the paper builds
@@ -61,7 +61,7 @@ class Turn(NamedTuple):
     answer: str | None = None
     """None: still to be written."""
     caption: str = ""
-    """What the model wrote before the answer, or learns to, where the template holds `{caption}`."""
+    """Fills `{caption}`."""
 
     @property
     def text(self) -> str:
@@ -87,18 +87,8 @@ class PromptFormat:
 
     @property
     def describes(self) -> bool:
-        """The model writes a caption, and its answer behind it."""
+        """A question is asked with a caption of its image."""
         return CAPTION in self.text
-
-    def split(self, written: str) -> tuple[str, str]:
-        """Caption and answer of what the model wrote, white space collapsed; all is the answer, as it was written,
-        where the words that lead to one are missing.
-        """
-        if not self.describes:
-            return "", written
-        lead = " ".join(self.text.partition(CAPTION)[2].split())
-        caption, found, answer = " ".join(written.split()).partition(lead)
-        return (caption.strip(), answer.strip()) if found else ("", written)
 
 
 def _fill(text: str, fields: Mapping[str, str], palette: Iterable[str]) -> str:
@@ -107,11 +97,11 @@ def _fill(text: str, fields: Mapping[str, str], palette: Iterable[str]) -> str:
     if PALETTE in text and not words:
         raise ConfigError(f"The prompt template {text!r} holds {PALETTE}, but no palette words are given.")
     values = {"palette": words, **fields}
-    return re.sub(r"\{(palette|question|context)\}", lambda found: values.get(found[1], found[0]), text)
+    return re.sub(r"\{(palette|question|context|caption)\}", lambda found: values.get(found[1], found[0]), text)
 
 
 def prompt_text(form: PromptFormat, turn: Turn, first: bool) -> str:
-    """A turn in a text template, up to what the model writes.
+    """A turn in a text template, up to the answer.
 
     Args:
         form: of the turn; any template but `chat`.
@@ -119,16 +109,10 @@ def prompt_text(form: PromptFormat, turn: Turn, first: bool) -> str:
         first: later turns repeat the template's paragraphs from that with `{question}` on.
 
     Raises:
-        ConfigError: a template without a place for the question, the palette's words or the answer.
+        ConfigError: a template without a place for the question, or without the palette's words.
     """
-    text, found, lead = form.text.partition(CAPTION)
-    if found and not lead.strip():
-        raise ConfigError(
-            f"The prompt template {form.template!r} ends with {CAPTION}: put words behind it that lead to the "
-            "answer, such as Answer:"
-        )
-    text = text.rstrip(" ")
-    fields = {"question": turn.text}
+    text = form.text.rstrip(" ")
+    fields = {"question": turn.text, "caption": turn.caption}
     if turn.context and form.template in CONTEXT_TEMPLATES:
         text = CONTEXT_TEMPLATES[form.template]
         fields = {"question": turn._replace(context="").text, "context": turn.context}
@@ -144,12 +128,6 @@ def prompt_text(form: PromptFormat, turn: Turn, first: bool) -> str:
     elif form.system:
         text = f"{form.system}\n\n{text}"
     return _fill(text, fields, form.palette)
-
-
-def written_text(form: PromptFormat, turn: Turn) -> str:
-    """What the model writes in a turn: the answer, behind the caption where the template holds one."""
-    answer = worded(turn.answer or "")
-    return f"{turn.caption}{form.text.partition(CAPTION)[2]} {answer}" if form.describes else answer
 
 
 def worded(answer: str) -> str:

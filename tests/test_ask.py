@@ -148,31 +148,53 @@ def test_a_pipe_of_lines_is_a_conversation(adapter: Path, monkeypatch: pytest.Mo
     assert capsys.readouterr().out.count("\n") >= 2
 
 
-def test_a_caption_that_was_written_before_the_answer(
-    model: ExcitorModel, files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is told apart from the answer, remembered with it, and stands before every choice."""
-    tokenizer = model.processor.tokenizer
-    template = "{question}\nPicture: {caption}\nAnswer:"
-    chat = Chat(model, files / "0.jpg", template=template)
+@pytest.fixture
+def describing(adapter: Path) -> ExcitorModel:
+    """Asks its questions with its own caption."""
+    model = ExcitorModel.from_pretrained(adapter, device="cpu")
+    templates = {"vqa": "{question}\nPicture: {caption}\nAnswer:", "caption": "A picture:"}
+    model.config = dataclasses.replace(model.config, prompts=Prompts(templates))
+    return model
 
-    def write(text: str):
-        ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)])
-        monkeypatch.setattr(model, "generate", lambda **_: ids)
 
-    write("a red square\nAnswer: red")
-    said = chat.say("What color is it?")
-    assert (said.text, said.caption) == ("red", "a red square")
+def test_a_question_is_asked_with_the_models_own_caption(describing: ExcitorModel, files: Path) -> None:
+    """The answer is that to the same text written out; the caption is remembered, and stands before every choice."""
+    model, tokenizer = describing, describing.processor.tokenizer
+    caption = model.caption(files / "0.jpg")
+    chat = Chat(model, files / "0.jpg", task="vqa")
+    said = chat.say("What is it?")
+    plain = Chat(model, files / "0.jpg", task="vqa", template="{question}")
+    assert said.caption == caption
+    assert said.text == plain.say(f"What is it?\nPicture: {caption}\nAnswer:").text
     (turn,) = chat.history
-    assert (turn.answer, turn.caption) == ("red", "a red square")
-    write("a blue circle\nAnswer: no")
+    assert (turn.answer, turn.caption) == (said.text, caption)
     found = chat.say("Is it blue?", choices=("yes", "no"))
-    turns = (turn, Turn("Is it blue?", answer=found.text, caption="a blue circle"))
-    text = chat.tasks.render(tokenizer, turns)
+    text = chat.tasks.render(tokenizer, (turn, Turn("Is it blue?", answer=found.text, caption=caption)))
     batch = collate([Example("", text, chat.pixels)], tokenizer.pad_token_id)
     batch.inputs["labels"][:, : text.answers[-1][0]] = IGNORE
-    assert (chat.history[-1].answer, chat.history[-1].caption) == (found.text, "a blue circle")
+    assert (chat.history[-1].answer, chat.history[-1].caption) == (found.text, caption)
     assert max(found.log_likelihoods) == pytest.approx(log_likelihoods(model, **batch.inputs).item(), abs=1e-3)
+    without = Chat(model, None, task="vqa").say("What is it?")
+    assert without.caption == ""
+
+
+def test_a_caption_is_written_once_for_all_questions_about_an_image(
+    describing: ExcitorModel, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = describing.task_format("vqa")
+    pixels = [describing.processor.pixels(files / f"{number}.jpg") for number in range(2)]
+    asked = [Asked(ask(tasks, f"What is number {n}?"), pixels[n // 3]) for n in range(6)]
+    rows: list[int] = []
+    generate = describing.generate
+
+    def counted(input_ids: torch.Tensor, *args, **options):
+        rows.append(len(input_ids))
+        return generate(input_ids, *args, **options)
+
+    monkeypatch.setattr(describing, "generate", counted)
+    found = answer(describing, tasks, asked)
+    assert rows == [2, 6]
+    assert [said.caption for said in found] == [describing.caption(files / f"{n // 3}.jpg") for n in range(6)]
 
 
 def test_a_prompt_needs_no_adapter_that_captions(model: ExcitorModel, files: Path) -> None:

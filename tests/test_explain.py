@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from excitor_mm.cli import main
-from excitor_mm.config import EncoderConfig, RunConfig
+from excitor_mm.config import EncoderConfig, Prompts, RunConfig
 from excitor_mm.errors import AdapterError, ConfigError
 from excitor_mm.explain import explain
 from excitor_mm.heatmap import photo_maps
@@ -93,6 +93,15 @@ def test_questions_are_explained_with_the_prompt_they_are_asked_with(run_config:
     np.testing.assert_array_equal(found.inner, plain.inner)
     with pytest.raises(AdapterError, match="not for caption"):
         explain(model, image)
+
+
+def test_a_question_that_is_asked_with_a_caption_is_explained_with_it(model: ExcitorModel) -> None:
+    templates = {"vqa": "{question}\nPicture: {caption}\nAnswer:", "caption": "A picture:"}
+    model.config = dataclasses.replace(model.config, prompts=Prompts(templates))
+    image, question = photo((48, 48), (10, 10, 30, 30)), "Which colour?"
+    found = explain(model, image, question=question, answer="red")
+    whole = f"{question}\nPicture: {model.caption(image)}\nAnswer:"
+    np.testing.assert_array_equal(found.inner, explain(model, image, prompt=whole, answer="red").inner)
 
 
 def test_closed_gates_move_nothing(model: ExcitorModel) -> None:

@@ -56,7 +56,11 @@ def filled(template: str, *palette: str) -> str:
 def test_templates_are_names_or_texts() -> None:
     assert filled("palette", "dog", "red") == "dog red\nCaption:"
     assert filled("Look: {palette} ->", "x") == "Look: x ->"
-    assert filled("{question} ({palette}) Look: {caption}\nSo:", "x") == "Which? (x) Look:"
+    turn = Turn("Which {caption}?", caption="a {question}")  # braces of a user stay what they are
+    assert (
+        prompt_text(PromptFormat("{question} Look: {caption}\nSo:"), turn, True)
+        == "Which {caption}? Look: a {question}\nSo:"
+    )
     assert filled("alpaca-caption") == TEMPLATES["alpaca-caption"]
     assert content_words("The DOG's bone") == ["dog", "bone"]
 

@@ -48,13 +48,7 @@ def test_training_reads_what_inference_reads(tokenizer, template: str, system: s
     for number, (start, end) in enumerate(whole.answers):
         asked = (*TURNS[:number], TURNS[number]._replace(answer=None))
         assert render(tokenizer, form(template, system), asked).ids == whole.ids[:start]
-        caption, answer = form(template).split(tokenizer.decode(whole.ids[start : end - 1]))
-        if "caption" in template:  # told apart, each in one line
-            assert (answer, caption) == tuple(
-                " ".join(t.split()) for t in (TURNS[number].answer, TURNS[number].caption)
-            )
-        else:
-            assert (answer.strip(), caption) == (TURNS[number].answer, "")
+        assert tokenizer.decode(whole.ids[start : end - 1]).strip() == TURNS[number].answer
         assert whole.ids[end - 1] == tokenizer.eos_token_id
     text = tokenizer.decode(whole.ids)
     assert "It is {question} or {palette}." in text
@@ -103,12 +97,5 @@ def test_what_cannot_be_asked_or_learnt(tokenizer) -> None:
     for template in ("plain", "chat"):
         with pytest.raises(DataError, match="empty"):
             render(tokenizer, form(template), [Turn("What is it?", answer=" \n")])
-    with pytest.raises(ConfigError, match="ends with {caption}"):
-        render(tokenizer, form("{question} {caption} "), [Turn("What is it?")])
     with pytest.raises(DataError, match="no token that says anything"):
         render(tokenizer, form("plain"), [Turn("What is it?", answer="</s>")])
-
-
-def test_what_was_written_without_a_caption_is_the_answer() -> None:
-    assert form("palette-caption-answer").split("a red square") == ("", "a red square")
-    assert form("palette-answer").split("red\nAnswer: blue") == ("", "red\nAnswer: blue")

@@ -146,7 +146,7 @@ class ExampleMaker:
         *earlier, last = conversation.turns
         if self.tasks.form.describes:
             if not conversation.captions:
-                raise BadSample("no caption", f"{where} has no caption to be learnt before the answer.")
+                raise BadSample("no caption", f"{where} has no caption to ask with.")
             captions = conversation.captions
             last = last._replace(caption=chooser.choice(captions) if self.draw else captions[0])
         said = [(*earlier, last._replace(answer=answer)) for answer in chosen]

@@ -34,7 +34,7 @@ class Conversation:
     system: str = ""
     """Replaces the prompt format's own."""
     captions: tuple[str, ...] = ()
-    """Any of them may be written before the answer, where the template holds `{caption}`."""
+    """Of the image; training asks with one of them, where the template holds `{caption}`."""
 
 
 def conversations(sample: Sample, task: str, scienceqa: str) -> list[Conversation]:
@@ -106,16 +106,14 @@ SHORT_TASKS = ("caption", "vqa")
 """Tasks whose answers are one line."""
 
 
-def palette_words(sample: Sample, task: str, describes: bool) -> list[str]:
+def palette_words(sample: Sample, task: str) -> list[str]:
     """Words of what is written about a sample that a palette may be made of: whole answers to questions, else content
-    words. `describes`: captions are written before the answers.
+    words.
     """
-    captions = [word for caption in sample.captions for word in content_words(caption)]
     if task == "caption":
-        return captions
+        return [word for caption in sample.captions for word in content_words(caption)]
     if task == "vqa":
-        answers = [answer.lower() for question in sample.questions for answer in question.answers]
-        return answers + captions if describes else answers
+        return [answer.lower() for question in sample.questions for answer in question.answers]
     if task == "instructions" and sample.dialogue is not None:
         return [word for turn in sample.dialogue.turns for word in content_words(turn.answer or "")]
     return []

@@ -87,6 +87,9 @@ class ExcitorProcessor(ProcessorMixin):
             conversation: messages with `role` and `content`, as in transformers; at most one image.
             tokenize: return what `generate` takes instead of the text.
             others: what pipelines add; not needed.
+
+        Raises:
+            DataError: no open question at the end, several images, or an adapter that asks with a caption.
         """
         is_one = isinstance(conversation[0], Mapping)
         found = [_read_messages(messages) for messages in ([conversation] if is_one else conversation)]
@@ -103,7 +106,13 @@ class ExcitorProcessor(ProcessorMixin):
             return self.processor.caption_ids()
         if task is None:
             return prompt_ids(self.tokenizer, turns[-1].question)
-        return self.processor.task_format(task).render(self.tokenizer, turns, system).ids
+        tasks = self.processor.task_format(task)
+        if tasks.form.describes:
+            raise DataError(
+                "The adapter asks its questions with a caption that the model writes first, which a processor alone "
+                "cannot do: take excitor_mm.answer, or `excitor-mm ask`."
+            )
+        return tasks.render(self.tokenizer, turns, system).ids
 
 
 def _one_each(images: Any) -> Any:

@@ -18,7 +18,7 @@ from excitor_mm.explain import Explanation, explain
 from excitor_mm.model import ExcitorModel
 from excitor_mm.processor import ImageLike
 from excitor_mm.serve.batching import Batcher
-from excitor_mm.templates import PromptFormat, Turn
+from excitor_mm.templates import Turn
 
 Listener = Callable[[str], None]
 """Hears the whole text so far, each time it has grown; called in the batcher's thread."""
@@ -30,21 +30,6 @@ class Prepared(NamedTuple):
     ids: list[int]
     pixels: list[Tensor] | None
     listener: Listener | None
-    form: PromptFormat | None = None
-    """Of a question, which may have the model write a caption before its answer."""
-
-    def answer(self, text: str) -> str:
-        """What is given of what the model wrote."""
-        return text if self.form is None else self.form.split(text)[1]
-
-    def hear(self, text: str) -> None:
-        """Pass on a text that is still growing; a caption before the answer is waited for, not heard."""
-        if self.listener is None:
-            return
-        if self.form is None or not self.form.describes:
-            self.listener(text)
-        elif self.form.split(text)[0]:
-            self.listener(self.answer(text))
 
 
 class Engine:
@@ -96,7 +81,8 @@ class Engine:
         decoding: DecodingConfig | None = None,
         listener: Listener | None = None,
     ) -> Future[str]:
-        """An answer; `history` holds earlier questions with their answers, `system` replaces the system prompt.
+        """An answer; `history` holds earlier questions with their answers, `system` replaces the system prompt. Where
+        the adapter's questions hold a caption, one is written first, and waited for here.
 
         Raises:
             AdapterError: an adapter that only writes captions.
@@ -108,11 +94,15 @@ class Engine:
                 f"The adapter {self.name} only writes captions: ask for one, or serve another adapter."
             )
         decoding = decoding or self.model.config.decoding
-        turns = (*(Turn(asked, answer=answer) for asked, answer in history), Turn(question))
         tasks = self.model.task_format(self._asking)
+        caption = ""
+        if image is not None and tasks.form.describes:
+            caption = self.caption(image, decoding).result()
+        earlier = (Turn(asked, answer=answer, caption=caption) for asked, answer in history)
+        turns = (*earlier, Turn(question, caption=caption))
         ids = tasks.render(self.model.processor.tokenizer, turns, system, decoding.max_new_tokens).ids
         pixels = None if image is None else self.model.processor.pixels(image)
-        return self.batcher.submit(decoding, Prepared(ids, pixels, listener, tasks.form))
+        return self.batcher.submit(decoding, Prepared(ids, pixels, listener))
 
     def explain(self, image: ImageLike, answer: str | None = None) -> Future[Explanation]:
         """What the Excitor did to a caption, in the batcher's turn: the model does one thing at a time."""
@@ -128,14 +118,14 @@ class Engine:
     def _generate(self, decoding: DecodingConfig, batch: Sequence[Prepared]) -> list[str]:
         processor = self.model.processor
         inputs = processor.collate([one.ids for one in batch], [one.pixels for one in batch])
+        listeners = [one.listener for one in batch]
         options: dict[str, Any] = {}
-        if decoding.beams == 1 and any(one.listener for one in batch):
-            options["streamer"] = _Streamer(processor.tokenizer, [one.hear for one in batch])
-        written = processor.batch_decode(self.model.generate(**inputs, decoding=decoding, **options))
-        texts = [one.answer(text) for one, text in zip(batch, written, strict=True)]
-        for one, text in zip(batch, texts, strict=True):
-            if one.listener is not None:
-                one.listener(text)
+        if decoding.beams == 1 and any(listeners):
+            options["streamer"] = _Streamer(processor.tokenizer, listeners)
+        texts = processor.batch_decode(self.model.generate(**inputs, decoding=decoding, **options))
+        for text, listener in zip(texts, listeners, strict=True):
+            if listener is not None:
+                listener(text)
         return texts
 
     def close(self) -> None:
@@ -146,7 +136,7 @@ class Engine:
 class _Streamer(BaseStreamer):
     """Hands each row's text to its listener; transformers' own streamers know one row only."""
 
-    def __init__(self, tokenizer: Any, listeners: Sequence[Listener]) -> None:
+    def __init__(self, tokenizer: Any, listeners: Sequence[Listener | None]) -> None:
         self.tokenizer, self.listeners = tokenizer, listeners
         self.rows: list[list[int]] | None = None
 
@@ -157,7 +147,7 @@ class _Streamer(BaseStreamer):
         for row, listener, token in zip(self.rows, self.listeners, value.flatten().tolist(), strict=True):
             row.append(token)
             text = clean_caption(self.tokenizer.decode(row, skip_special_tokens=True))
-            if not text.endswith("\ufffd"):  # half a character waits for its other half
+            if listener is not None and not text.endswith("\ufffd"):  # half a character waits for its other half
                 listener(text)
 
     def end(self) -> None:

@@ -210,29 +210,34 @@ def test_an_adapter_goes_on_with_another_task(config: RunConfig, tmp_path: Path)
         build_for_training(dataclasses.replace(later, excitor=dataclasses.replace(later.excitor, prompts=5)))
 
 
-def test_a_caption_is_learnt_before_the_answer(config: RunConfig, tmp_path: Path) -> None:
-    """With the sample's captions in turn; its words stand in the palette; a sample without one is left out."""
+def test_training_asks_with_the_captions_of_the_sample(config: RunConfig, tmp_path: Path) -> None:
+    """In turn; learnt is the answer alone. The palette holds words of the tasks that show it."""
     sample = dataclasses.replace(SAMPLES["vqa"], captions=("A red square.", "Something red."))
     folder = tmp_path / "described"
     folder.mkdir()
     write_index(folder, ShardIndex("vqa", [write_shard(folder / "t-000000.tar", [sample])]))
-    data = dataclasses.replace(config.data, train=str(folder), task="vqa")
-    prompt = PromptConfig("palette-caption-answer", palette_size=5)
-    model = build_for_training(dataclasses.replace(config, data=data, prompt=prompt))
-    assert set(model.config.prompts.palette) == {"yes", "no", "red", "square", "something"}
-    learnt = set()
-    for epoch in range(12):
-        text = make(model, "vqa", sample, epoch).text
-        ((start, end),) = text.answers
-        learnt.add(model.processor.tokenizer.decode(text.ids[start : end - 1]))
-    assert {said.strip().partition("\n")[0] for said in learnt} == set(sample.captions)
-    assert {said.partition("\n")[2] for said in learnt} == {"Answer: yes", "Answer: no"}
-    with pytest.raises(BadSample, match="no caption to be learnt"):
+    sources = [SourceConfig(str(folder), "caption", "palette"), SourceConfig(str(folder), "vqa", "caption-answer")]
+    data = dataclasses.replace(config.data, train=sources)
+    model = build_for_training(dataclasses.replace(config, data=data, prompt=PromptConfig(palette_size=5)))
+    assert set(model.config.prompts.palette) == {"red", "square", "something"}
+    asked, learnt = set(), set()
+    for epoch in range(24):
+        example = make(model, "vqa", sample, epoch)
+        ((start, _),) = example.text.answers
+        prompt = model.processor.tokenizer.decode(example.text.ids[:start], skip_special_tokens=True)
+        _, caption, lead = prompt.split("\n")
+        asked.add(caption)
+        learnt |= set(answers(model, example))
+        assert lead == "Answer:"
+    assert asked == {f"Picture: {caption}" for caption in sample.captions}
+    assert learnt == {"yes", "no"}
+    with pytest.raises(BadSample, match="no caption to ask with"):
         make(model, "vqa", SAMPLES["vqa"])
 
 
-def test_a_caption_is_written_before_answers_to_questions_alone(config: RunConfig) -> None:
-    prompt = PromptConfig("{question}\nPicture: {caption}\nAnswer:")
-    data = dataclasses.replace(config.data, train=config.data.train[0].shards)  # type: ignore[union-attr]
-    with pytest.raises(ConfigError, match="for vqa alone, but the task is caption"):
-        build_for_training(dataclasses.replace(config, data=data, prompt=prompt))
+@pytest.mark.parametrize("task", ["caption", "vqa"])
+def test_a_template_with_a_caption_is_for_questions_beside_captions(config: RunConfig, task: str) -> None:
+    source = next(source for source in config.training_sources() if source.task == task)
+    data = dataclasses.replace(config.data, train=[dataclasses.replace(source, template="caption-answer")])
+    with pytest.raises(ConfigError, match="for vqa beside caption alone"):
+        build_for_training(dataclasses.replace(config, data=data))

@@ -3,6 +3,7 @@ decoding, and the round trip through folders and a Hub."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ from transformers import (
 
 from excitor_mm.adapter import CARD, CONFIG, TENSORS
 from excitor_mm.cli import main
+from excitor_mm.config import Prompts
 from excitor_mm.data.samples import clean_caption
 from excitor_mm.errors import AdapterError, ConfigError, DataError
 from excitor_mm.hub import ExcitorForImageTextToText, ExcitorHubConfig, ExcitorProcessor
@@ -100,6 +102,17 @@ def test_conversations_are_rendered_as_in_training(model, processor, pictures: l
     assert inputs["image_mask"].tolist() == [True]
     with pytest.raises(DataError, match="open question"):
         processor.apply_chat_template(talk[:2])
+
+
+def test_a_processor_cannot_ask_with_a_caption_that_the_model_writes(tiny_adapter: Path, pictures: list[str]) -> None:
+    asking = ExcitorModel.from_pretrained(tiny_adapter, device="cpu")
+    templates = {"vqa": "caption-answer", "caption": "A picture:"}
+    asking.config = dataclasses.replace(asking.config, prompts=Prompts(templates))
+    content = [{"type": "image", "path": pictures[0]}, {"type": "text", "text": "What is it?"}]
+    with pytest.raises(DataError, match="a caption that the model writes first"):
+        ExcitorProcessor(asking.processor, tuple(templates)).apply_chat_template(
+            [{"role": "user", "content": content}]
+        )
 
 
 def test_streamer_gives_the_text_in_pieces(model, processor, pictures: list[str], captions: list[str]) -> None:
