@@ -2,7 +2,7 @@
 
 python tools/make_sample_data.py --output data/sample
 
---keep runs/sample also leaves pictures and JSON files there, and in each split text.json: instruction rows that ask
+--keep FOLDER also leaves pictures and JSON files there, and in each split text.json: instruction rows that ask
 the same kinds of questions about a caption that they hold.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,7 @@ import sample_scenes
 
 from excitor_mm.console import log
 from excitor_mm.data.coco import Source, pack_coco
+from excitor_mm.errors import ExcitorError
 
 FIRST_ID = {"train": 100_000, "val": 200_000, "test": 300_000}
 
@@ -27,7 +29,7 @@ FIRST_ID = {"train": 100_000, "val": 200_000, "test": 300_000}
 def write_split(folder: Path, split: str, count: int, seed: int) -> Source:
     """Draw one split into `folder`: images/, captions.json, questions.json, answers.json, text.json."""
     chooser, asker = random.Random(f"{seed} {split}"), random.Random(f"{seed} text")
-    (folder / "images").mkdir(parents=True)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     asked: list[dict[str, Any]] = []
@@ -73,8 +75,8 @@ def text_rows(caption: str, questions: list[tuple[str, str, str, str]]) -> list[
     ]
 
 
-def main() -> None:
-    """Command line."""
+def main() -> int:
+    """Draw and pack; returns the exit status."""
     parser = argparse.ArgumentParser(description="Draw the sample data of data/sample.")
     parser.add_argument("--output", type=Path, default=Path("data/sample"), help="folder for train/, val/, test/")
     parser.add_argument("--seed", type=int, default=0, help="other seeds draw other scenes")
@@ -83,13 +85,18 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=60, help="number of test scenes")
     parser.add_argument("--keep", type=Path, default=None, help="also keep pictures and JSON files here")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        for split in FIRST_ID:
-            folder = (options.keep or Path(scratch)) / split
-            source = write_split(folder, split, getattr(options, split), options.seed)
-            report = pack_coco(source, options.output / split, name="sample", samples_per_shard=120, workers=1)
-            log(f"{split}: {report.samples} scenes, {report.captions} captions, {report.questions} questions")
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            for split in FIRST_ID:
+                folder = (options.keep or Path(scratch)) / split
+                source = write_split(folder, split, getattr(options, split), options.seed)
+                report = pack_coco(source, options.output / split, name="sample", samples_per_shard=120, workers=1)
+                log(f"{split}: {report.samples} scenes, {report.captions} captions, {report.questions} questions")
+    except ExcitorError as error:
+        log(f"make_sample_data: {error}")
+        return error.status
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

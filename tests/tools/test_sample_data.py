@@ -82,3 +82,18 @@ def test_text_rows_ask_about_their_own_caption(drawn: Path) -> None:
             assert row["output"] in words
         else:
             assert sample_scenes.NUMBERS.get(int(row["output"]), "a") in words
+
+
+def test_a_folder_that_is_full_is_refused_with_a_sentence(drawn: Path) -> None:
+    command = [
+        sys.executable,
+        str(ROOT / "tools" / "make_sample_data.py"),
+        "--output",
+        str(drawn / "s"),
+        "--train",
+        "1",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "already packed: choose another --output" in line
