@@ -95,13 +95,14 @@ class Engine:
             )
         decoding = decoding or self.model.config.decoding
         tasks = self.model.task_format(self._asking)
+        pixels = None if image is None else self.model.processor.pixels(image)
         caption = ""
-        if image is not None and tasks.form.describes:
-            caption = self.caption(image, decoding).result()
+        if pixels is not None and tasks.form.describes:
+            opened = Prepared(self.model.processor.caption_ids(), pixels, None)
+            caption = self.batcher.submit(decoding, opened).result()
         earlier = (Turn(asked, answer=answer, caption=caption) for asked, answer in history)
         turns = (*earlier, Turn(question, caption=caption))
         ids = tasks.render(self.model.processor.tokenizer, turns, system, decoding.max_new_tokens).ids
-        pixels = None if image is None else self.model.processor.pixels(image)
         return self.batcher.submit(decoding, Prepared(ids, pixels, listener))
 
     def explain(self, image: ImageLike, answer: str | None = None) -> Future[Explanation]:
