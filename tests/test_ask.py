@@ -178,6 +178,16 @@ def test_a_question_is_asked_with_the_models_own_caption(describing: ExcitorMode
     assert without.caption == ""
 
 
+def test_json_tells_the_caption_beside_the_answer(describing: ExcitorModel, files: Path, capsys) -> None:
+    photo, adapter = str(files / "0.jpg"), files / "describing"
+    describing.save_pretrained(adapter)
+    assert main(["ask", photo, "What is it?", "--adapter", str(adapter), "--device", "cpu", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    said = Chat(describing, photo).say("What is it?")
+    assert facts == {"answer": said.text, "caption": said.caption}
+    assert said.caption
+
+
 def test_a_caption_is_written_once_for_all_questions_about_an_image(
     describing: ExcitorModel, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

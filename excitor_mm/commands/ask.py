@@ -31,7 +31,11 @@ def _options(parser: ArgumentParser) -> None:
     parser.add_argument("--images", type=Path | None, default=None, help="folder of the images for --questions")
     parser.add_argument("--output", type=Path | None, default=None, help="predictions.jsonl, for --questions")
     parser.add_argument("--overwrite", action="store_true", help="answer --questions anew")
-    parser.add_argument("--json", action="store_true", help="the answer as a JSON object, with the choices' scores")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="the answer as a JSON object, with caption and scores of choices where there are any",
+    )
     generation_options(parser)
 
 
@@ -57,8 +61,11 @@ def _ask(options: Namespace) -> int:
         )
         if not options.repl:
             said = chat.say(question, context=options.context, choices=options.choices)
-            likelihoods = dict(zip(options.choices, said.log_likelihoods, strict=False))
-            facts: dict[str, Any] = {"answer": said.text, **({"log_likelihoods": likelihoods} if likelihoods else {})}
+            facts: dict[str, Any] = {"answer": said.text}
+            if said.caption:
+                facts["caption"] = said.caption
+            if said.log_likelihoods:
+                facts["log_likelihoods"] = dict(zip(options.choices, said.log_likelihoods, strict=True))
             print(json.dumps(facts, ensure_ascii=False) if options.json else said.text)
             return 0
         for line in _lines():
