@@ -9,7 +9,10 @@ leaves its place empty.
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
@@ -253,7 +256,7 @@ def read_stream(stream: EvaluationStream, workers: int) -> Iterator[StreamItem]:
 
 
 def _load(stream: IterableDataset, workers: int) -> Generator[Any]:
-    loader = DataLoader(stream, batch_size=None, num_workers=workers, collate_fn=pack, worker_init_fn=_ignore_signals)
+    loader = DataLoader(stream, batch_size=None, num_workers=workers, collate_fn=pack, worker_init_fn=_begin)
     try:
         for item in map(unpack, loader):
             if isinstance(item, _Failure):
@@ -269,7 +272,17 @@ def _load(stream: IterableDataset, workers: int) -> Generator[Any]:
         ) from error
 
 
-def _ignore_signals(worker: int) -> None:
-    """A signal to the whole group of processes is the main process's business; it ends its workers itself."""
+def _begin(worker: int) -> None:
+    """A signal to the whole group of processes is the main process's business; it ends its workers itself. Without it
+    they end at once: torch's own look for their parent does not help one that waits to hand over what it has read.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

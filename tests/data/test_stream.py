@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -111,6 +114,36 @@ def test_a_worker_fails_with_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not an image") as caught:
         next(training_steps(stream, workers=1))
     assert "Traceback" not in str(caught.value)
+
+
+READS_AND_WAITS = """
+import sys, time
+from excitor_mm.data.stream import EvaluationStream, read_stream
+from tests.data.test_stream import megabyte
+for _ in read_stream(EvaluationStream(sys.argv[1:], megabyte, list, batch_size=1), workers=2):
+    print("read", flush=True)
+    time.sleep(60)
+"""
+
+
+def megabyte(sample: Sample, epoch: int) -> str:
+    """More than a pipe holds, so that a reader waits for somebody to take it."""
+    return "x" * 2**20
+
+
+@pytest.mark.parametrize("end", ["terminate", "kill"])
+def test_no_reader_outlives_the_process_it_reads_for(shards: tuple[str, ...], end: str) -> None:
+    with subprocess.Popen([sys.executable, "-c", READS_AND_WAITS, *shards], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"read\n"
+        readers = psutil.Process(process.pid).children(recursive=True)
+        assert len(readers) == 2
+        getattr(process, end)()
+        process.stdout.close()
+    left = psutil.wait_procs(readers, timeout=15)[1]  # torch's own readers look for their parent every 5 seconds
+    for reader in left:
+        reader.kill()
+    assert not left
 
 
 def test_bad_images_leave_their_place_empty_and_are_reported(shards: tuple[str, ...]) -> None:
