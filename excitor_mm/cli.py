@@ -22,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     quieten()
     try:
-        options = make_parser().parse_args(arguments)
+        arguments = sys.argv[1:] if arguments is None else arguments
+        options = make_parser(arguments).parse_args(arguments)
         words = []
         while "subcommand" in options:
             words.append(options.subcommand)

@@ -97,8 +97,17 @@ class _Help(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Keeps the lines of examples; commands take over the formatter of what holds them."""
 
 
-def build_parser(commands: Iterable[Command], examples: Mapping[str, Sequence[str]]) -> ArgumentParser:
-    """The parser of all commands; `--help` of a command ends with its examples."""
+def build_parser(
+    commands: Iterable[Command], examples: Mapping[str, Sequence[str]], words: Sequence[str] | None = None
+) -> ArgumentParser:
+    """The parser of all commands; `--help` of a command ends with its examples.
+
+    Args:
+        commands: in the order of `--help`.
+        examples: of each command, by its name.
+        words: what will be parsed. A command that they cannot name stays without options, which take half of the time
+            of `--help`. None: all have theirs.
+    """
     parser = _Parser(prog="excitor-mm", description="Images to text with LLaMA-Excitor.", formatter_class=_Help)
     known = config_keys(RunConfig)
     groups = {"": parser.add_subcommands()}
@@ -110,7 +119,8 @@ def build_parser(commands: Iterable[Command], examples: Mapping[str, Sequence[st
             groups[group] = holder.add_subcommands()
         lines = "\n  ".join(("examples:", *examples[command.name]))
         sub = _Parser(description=command.help, epilog=lines)
-        command.options(sub)
+        if words is None or set(command.name.split()) <= set(words):
+            command.options(sub)
         sub.known = parser.known = known
         known += [option.lstrip("-") for action in sub._actions for option in action.option_strings]
         groups[group].add_subcommand(name, sub, help=command.help)

@@ -1,5 +1,7 @@
 """What each command takes and does. Heavy modules are imported inside the command that needs them."""
 
+from collections.abc import Sequence
+
 from jsonargparse import ArgumentParser
 
 from excitor_mm.commands import (
@@ -22,6 +24,6 @@ MODULES = (datasets, features, models, caption, ask, scores, submissions, insigh
 COMMANDS = {command.name: command for module in MODULES for command in module.COMMANDS}
 
 
-def make_parser() -> ArgumentParser:
-    """The parser of all commands, with their examples."""
-    return build_parser(COMMANDS.values(), EXAMPLES)
+def make_parser(words: Sequence[str] | None = None) -> ArgumentParser:
+    """The parser of all commands, with their examples; see `build_parser`."""
+    return build_parser(COMMANDS.values(), EXAMPLES, words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
 
 from excitor_mm.cli import main
+from excitor_mm.commands import COMMANDS, make_parser
 from excitor_mm.config import RunConfig
 
 
@@ -160,3 +163,17 @@ def test_check_exits_with_one_for_broken_shards(run_config: RunConfig, capsys) -
     shard.write_bytes(shard.read_bytes()[:3000])
     assert main(["shards", "check", run_config.data.train, "--json"]) == 1
     assert "truncated or corrupt tar" in capsys.readouterr().out
+
+
+def test_a_parser_for_some_words_takes_what_the_whole_one_takes() -> None:
+    """`main` makes the options of the commands that its arguments may name, and of no other."""
+    whole = make_parser()
+    for name in ("", *COMMANDS):
+        words = [*name.split(), "--help"]
+        assert _help(make_parser(words), words) == _help(whole, words)
+
+
+def _help(parser: ArgumentParser, words: list[str]) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as said, pytest.raises(SystemExit):
+        parser.parse_args(words)
+    return said.getvalue()
