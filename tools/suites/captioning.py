@@ -13,7 +13,6 @@ from transformers import LlamaForCausalLM
 
 from excitor_mm.generate import caption_pictures
 from excitor_mm.llama import ExcitorLlamaForCausalLM
-from excitor_mm.model import ExcitorModel
 from excitor_mm.pictures import find_pictures
 from suites.measure import Comparison, Side
 from suites.models import load_other, load_ours
@@ -47,16 +46,10 @@ def caption(options: Namespace) -> list[Comparison]:
             for inputs in batches():
                 ours.tower.encode(inputs["pixel_values"])
 
-    def write(model: ExcitorModel) -> Side:
-        def side() -> None:
-            for inputs in batches():
-                model.generate(**inputs, decoding=decoding)
-
-        return side
-
     def parts() -> None:
         encode()
-        write(bare)()
+        for inputs in batches():
+            bare.generate(**inputs, decoding=decoding)
 
     def upstream() -> None:  # as LlamaForCausalLM does it, which reads the prompt for each beam
         with patch.object(ExcitorLlamaForCausalLM, "_prefill", LlamaForCausalLM._prefill):
@@ -73,7 +66,6 @@ def caption(options: Namespace) -> list[Comparison]:
         "excitor, files to captions": whole,
         "reading and resizing alone": prepare,
         "encoders alone": encode,
-        "bare language model alone": write(bare),
         "encoders alone, then bare language model alone": parts,
         "the same, the prompt read for each beam": upstream,
     }
