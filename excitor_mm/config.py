@@ -110,7 +110,7 @@ class SourceConfig:
     template: str | None = None
     """Prompt template of this task; null: prompt.template."""
     weight: PositiveFloat = 1.0
-    """Its share of the steps, relative to the other sources; unused in validation."""
+    """Its share of the steps and of the palette, relative to the other sources; unused in validation."""
 
 
 @dataclass(frozen=True)

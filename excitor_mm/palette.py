@@ -1,7 +1,7 @@
 """The palette: words of the training answers for the prompt.
 
 An Excitor moves attention between the words of the prompt but never adds values of its own, so the prompt's words
-are what it paints with. In: words, as often as they occur. Out: the chosen ones.
+are what it paints with. In: the words of each source, as often as they occur. Out: the chosen ones.
 """
 
 from __future__ import annotations
@@ -27,11 +27,16 @@ def content_words(caption: str) -> list[str]:
     return [word for word in re.findall(r"[a-z]+", caption.lower()) if word not in FUNCTION_WORDS]
 
 
-def choose_palette(words: Iterable[str], size: int, choice: str = "frequent") -> tuple[str, ...]:
-    """Words for the palette prompt, the most frequent first; equal counts in alphabetical order.
+def choose_palette(
+    sources: Iterable[tuple[float, Iterable[str]]], size: int, choice: str = "frequent"
+) -> tuple[str, ...]:
+    """Words for the palette prompt, the most frequent first; equal ones in alphabetical order.
+
+    How frequent a word is, is its share of each source's words times the weight of the source: a large source that
+    training seldom takes does not crowd out the words of the others.
 
     Args:
-        words: of the training answers, each as often as it occurs; see `content_words`.
+        sources: of the training answers: weight, and the words, each as often as it occurs; see `content_words`.
         size: number of words; fewer when there are fewer.
         choice: "frequent"; "shuffled": the same words in another order, always the same one; "spread": as many words,
             evenly spaced over the frequency list of all words seen at least three times; "random": drawn from that
@@ -40,8 +45,14 @@ def choose_palette(words: Iterable[str], size: int, choice: str = "frequent") ->
     Raises:
         ConfigError: an unknown choice, or no word.
     """
-    counts = Counter(words)
-    ranked = sorted(counts, key=lambda word: (-counts[word], word))
+    counts: Counter[str] = Counter()
+    shares: dict[str, float] = {}
+    for weight, words in sources:
+        found = Counter(words)
+        counts += found
+        for word, count in found.items():
+            shares[word] = shares.get(word, 0.0) + weight * count / found.total()
+    ranked = sorted(shares, key=lambda word: (-shares[word], word))
     if not ranked:
         raise ConfigError("The training answers hold no content word: a palette prompt needs some.")
     if choice == "frequent":

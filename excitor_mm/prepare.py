@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from excitor_mm.adapter import THEN, load_config
 from excitor_mm.cache_features import check_cache
-from excitor_mm.config import Prompts, RunConfig
+from excitor_mm.config import Prompts, RunConfig, SourceConfig
 from excitor_mm.data.shards import list_shards, read_shard
 from excitor_mm.data.tasks import palette_words
 from excitor_mm.errors import ConfigError
@@ -76,14 +76,17 @@ def _prompts(config: RunConfig, started: Prompts | None) -> Prompts:
         fresh = dataclasses.replace(fresh, templates=templates | earlier, palette=started.palette)
     with_palette = {task for task, template in fresh.templates.items() if PALETTE in PromptFormat(template).text}
     if with_palette and not fresh.palette:
-        words = [
-            word
+        sources = [
+            (source.weight, _palette_words(source))
             for source in config.training_sources()
             if source.task in with_palette
-            for shard in list_shards(source.shards)
-            for sample in read_shard(shard, lambda _: None)  # what cannot be read is counted later, by the stream
-            for word in palette_words(sample, source.task)
         ]
-        palette = choose_palette(words, chosen.palette_size, chosen.palette_choice)
+        palette = choose_palette(sources, chosen.palette_size, chosen.palette_choice)
         fresh = dataclasses.replace(fresh, palette=list(palette))
     return fresh
+
+
+def _palette_words(source: SourceConfig) -> Iterator[str]:
+    for shard in list_shards(source.shards):
+        for sample in read_shard(shard, lambda _: None):  # what cannot be read is counted later, by the stream
+            yield from palette_words(sample, source.task)

@@ -19,20 +19,22 @@ WORDS = [word for caption in CAPTIONS for word in content_words(caption)]
 
 
 def test_palette_is_the_most_frequent_content_words() -> None:
-    assert choose_palette(WORDS, 2) == ("dog", "red")
-    assert not set(choose_palette(WORDS, 99)) & FUNCTION_WORDS
+    assert choose_palette([(1.0, WORDS)], 2) == ("dog", "red")
+    assert not set(choose_palette([(1.0, WORDS)], 99)) & FUNCTION_WORDS
 
 
 @given(st.permutations(WORDS), st.integers(1, 9), st.sampled_from(["frequent", "shuffled", "spread", "random"]))
 def test_palette_does_not_depend_on_the_order_of_captions(order: list[str], size: int, choice: str) -> None:
-    palette = choose_palette(order, size, choice)
-    assert palette == choose_palette(WORDS, size, choice)
+    palette = choose_palette([(1.0, order)], size, choice)
+    assert palette == choose_palette([(1.0, WORDS)], size, choice)
     assert len(set(palette)) == len(palette) <= size
 
 
 def test_controls_of_the_palette_change_its_order_or_its_words() -> None:
     words = [f"{letter}word" for rank, letter in enumerate("abcdefghijklmnopqrst") for _ in range(20 - rank)]
-    frequent, shuffled, drawn = (choose_palette(words, 8, choice) for choice in ("frequent", "shuffled", "random"))
+    frequent, shuffled, drawn = (
+        choose_palette([(1.0, words)], 8, choice) for choice in ("frequent", "shuffled", "random")
+    )
     assert set(shuffled) == set(frequent)
     assert shuffled != frequent
     assert len(set(drawn) - set(frequent)) > 1
@@ -43,7 +45,7 @@ def test_palette_needs_words() -> None:
     with pytest.raises(ConfigError, match="no content word"):
         choose_palette([], 5)
     with pytest.raises(ConfigError, match="frequent, shuffled, spread or random"):
-        choose_palette(WORDS, 5, "best")
+        choose_palette([(1.0, WORDS)], 5, "best")
     with pytest.raises(ConfigError, match="no palette words"):
         filled("palette")
 

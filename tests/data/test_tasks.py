@@ -235,6 +235,23 @@ def test_training_asks_with_the_captions_of_the_sample(config: RunConfig, tmp_pa
         make(model, "vqa", SAMPLES["vqa"])
 
 
+@pytest.mark.parametrize("weight", [8.0, 0.1])
+def test_the_palette_takes_words_as_often_as_training_takes_their_source(
+    config: RunConfig, tmp_path: Path, weight: float
+) -> None:
+    """Not as often as they stand in it: a large source of a small weight would crowd the others' words out."""
+    folders = {"few": ("A red square.", 2), "many": ("A blue circle.", 20)}
+    for name, (caption, number) in folders.items():
+        (tmp_path / name).mkdir()
+        samples = [Sample(f"{name}{index}", index, jpeg(), (caption,)) for index in range(number)]
+        write_index(tmp_path / name, ShardIndex(name, [write_shard(tmp_path / name / "t-000000.tar", samples)]))
+    sources = [SourceConfig(str(tmp_path / "few"), weight=weight), SourceConfig(str(tmp_path / "many"))]
+    data = dataclasses.replace(config.data, train=sources)
+    prompt = PromptConfig(template="palette", palette_size=2)
+    model = build_for_training(dataclasses.replace(config, data=data, prompt=prompt))
+    assert set(model.config.prompts.palette) == ({"red", "square"} if weight > 1 else {"blue", "circle"})
+
+
 @pytest.mark.parametrize("task", ["caption", "vqa"])
 def test_a_template_with_a_caption_is_for_questions_beside_captions(config: RunConfig, task: str) -> None:
     source = next(source for source in config.training_sources() if source.task == task)
