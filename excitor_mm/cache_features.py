@@ -17,7 +17,7 @@ from excitor_mm.data.features import CachedTokens, Facts, feature_file, read_fac
 from excitor_mm.data.images import load_image
 from excitor_mm.data.pipeline import draw_pixels
 from excitor_mm.data.samples import Sample
-from excitor_mm.data.shards import list_shards
+from excitor_mm.data.shards import expected_samples, list_shards
 from excitor_mm.data.stream import EvaluationStream, read_stream
 from excitor_mm.errors import DataError
 from excitor_mm.language import choose_device
@@ -118,10 +118,24 @@ def cached_tokens(
 
 
 def check_cache(config: RunConfig, tower: VisionTower) -> None:
-    """Raises what `cached_tokens` would raise for any source of the run."""
-    for training, sources in ((True, config.training_sources()), (False, config.validation_sources())):
-        for source in sources:
-            cached_tokens(config, source, tower, training=training)
+    """Raises what `cached_tokens` would raise for any source of the run; tells of training that repeats its crops."""
+    from accelerate import PartialState
+
+    state = PartialState(cpu=choose_device(config.train.device).type == "cpu")
+    total = sum(source.weight for source in config.training_sources())
+    for source in config.training_sources():
+        cached = cached_tokens(config, source, tower, training=True)
+        samples = expected_samples(source.shards)
+        if cached is None or not samples or (config.data.crop_scale == (1.0, 1.0) and not config.data.flip):
+            continue
+        visits = config.train.steps * config.train.batch_size * source.weight / total / samples
+        if visits > cached.views and state.is_main_process:
+            log(
+                f"Training visits each image {visits:.1f} times, but {config.data.features} beside {source.shards} "
+                f"holds {cached.views} views: crops repeat, and captions may be worse; cache more with --views."
+            )
+    for source in config.validation_sources():
+        cached_tokens(config, source, tower, training=False)
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from excitor_mm.cache_features import cache_features
+from excitor_mm.cache_features import cache_features, check_cache
 from excitor_mm.cli import main
 from excitor_mm.config import RunConfig
 from excitor_mm.data.index import ShardIndex, write_index, write_shard
 from excitor_mm.errors import ConfigError, DataError
 from excitor_mm.train import train
-from excitor_mm.vision.tower import VisionTower
+from excitor_mm.vision.tower import VisionTower, load_tower
 from tests.conftest import make_sample, make_shards
 
 
@@ -139,6 +139,19 @@ def test_the_command_says_how_to_train_with_them(config: RunConfig, tmp_path: Pa
     assert main(["cache-features", "--config", str(path), "--views", "2"]) == 0
     assert "5 files" in (out := capsys.readouterr().out)
     assert "--data.features features" in out
+
+
+@pytest.mark.parametrize(("views", "flip", "told"), [(2, 0.5, True), (3, 0.5, False), (1, 0.0, False)])
+def test_fewer_views_than_visits_are_told(
+    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], views: int, flip: float, told: bool
+) -> None:
+    """Three visits of each image; known crops again are worse captions later. A whole image has one view."""
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=6, batch_size=4))
+    changes = {"flip": flip} | ({} if flip else {"crop_scale": (1.0, 1.0)})
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
+    cache_features(config, name="f", views=views)
+    check_cache(with_features(config, "f", tmp_path / "run"), load_tower(config.vision))
+    assert ("visits each image 3.0 times, but" in capsys.readouterr().err) == told
 
 
 def test_tower_takes_tokens_for_pixels(config: RunConfig) -> None:
