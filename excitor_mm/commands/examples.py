@@ -18,7 +18,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "excitor-mm shards check data/coco/train --ranks 8 --workers 4 --batch-size 32",
     ),
     "cache-features": (
-        "excitor-mm cache-features --config configs/coco_caption_small.yaml --views 16",
+        "excitor-mm cache-features --config configs/coco_caption_small.yaml --views 8",
         "excitor-mm cache-features --config configs/coco_caption_small.yaml --precision float32",
     ),
     "train": (
