@@ -50,8 +50,9 @@ def choose_palette(
     for weight, words in sources:
         found = Counter(words)
         counts += found
+        total = found.total()
         for word, count in found.items():
-            shares[word] = shares.get(word, 0.0) + weight * count / found.total()
+            shares[word] = shares.get(word, 0.0) + weight * count / total
     ranked = sorted(shares, key=lambda word: (-shares[word], word))
     if not ranked:
         raise ConfigError("The training answers hold no content word: a palette prompt needs some.")
