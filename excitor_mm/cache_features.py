@@ -119,23 +119,26 @@ def cached_tokens(
 
 def check_cache(config: RunConfig, tower: VisionTower) -> None:
     """Raises what `cached_tokens` would raise for any source of the run; tells of training that repeats its crops."""
+    for source in config.training_sources():
+        cached = cached_tokens(config, source, tower, training=True)
+        if cached is not None and (config.data.flip or config.data.crop_scale != (1.0, 1.0)):
+            _tell_of_repeated_crops(config, source, cached.views)
+    for source in config.validation_sources():
+        cached_tokens(config, source, tower, training=False)
+
+
+def _tell_of_repeated_crops(config: RunConfig, source: SourceConfig, views: int) -> None:
     from accelerate import PartialState
 
     state = PartialState(cpu=choose_device(config.train.device).type == "cpu")
-    total = sum(source.weight for source in config.training_sources())
-    for source in config.training_sources():
-        cached = cached_tokens(config, source, tower, training=True)
-        samples = expected_samples(source.shards)
-        if cached is None or not samples or (config.data.crop_scale == (1.0, 1.0) and not config.data.flip):
-            continue
-        visits = config.train.steps * config.train.batch_size * source.weight / total / samples
-        if visits > cached.views and state.is_main_process:
-            log(
-                f"Training visits each image {visits:.1f} times, but {config.data.features} beside {source.shards} "
-                f"holds {cached.views} views: crops repeat, and captions may be worse; cache more with --views."
-            )
-    for source in config.validation_sources():
-        cached_tokens(config, source, tower, training=False)
+    share = source.weight / sum(other.weight for other in config.training_sources())
+    samples = expected_samples(source.shards)
+    visits = round(config.train.steps * config.train.batch_size * share / samples, 1) if samples else 0.0
+    if visits > views and state.is_main_process:
+        log(
+            f"Training visits each image {visits} times, but {config.data.features} beside {source.shards} holds "
+            f"{views} views: crops repeat, and captions may be worse; cache more with --views."
+        )
 
 
 @dataclass(frozen=True)

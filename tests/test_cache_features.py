@@ -155,8 +155,6 @@ def test_fewer_views_than_visits_are_told(
 
 
 def test_tower_takes_tokens_for_pixels(config: RunConfig) -> None:
-    from excitor_mm.vision.tower import load_tower
-
     tower = load_tower([*config.vision, *config.vision])
     pixels = [torch.randn(2, 3, 160, 160), torch.randn(2, 3, 160, 160)]
     assert torch.equal(tower(tower.encode(pixels)), tower(pixels))
