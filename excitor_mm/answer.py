@@ -27,7 +27,8 @@ class Asked(NamedTuple):
 
     conversation: Conversation
     pixels: list[Tensor] | None
-    """One [3, S, S] for each encoder, shared by all questions about an image; None without one."""
+    """One [3, S, S], or its tokens [N, width], for each encoder; shared by all questions about an image. None without
+    one."""
 
 
 class Answer(NamedTuple):
@@ -87,9 +88,12 @@ def answer(
 def describe(model: ExcitorModel, asked: Sequence[Asked], decoding: DecodingConfig) -> list[Asked]:
     """Every turn with a caption: that of an earlier turn, else what the model writes about the image, once for each.
 
+    The images come back as their tokens, which the model takes as well, so that each is encoded once.
+
     Raises:
         AdapterError: an adapter that does not caption.
     """
+    asked = _encode(model, asked)
     known = [next((turn.caption for turn in one.conversation.turns if turn.caption), "") for one in asked]
     unseen = {
         id(one.pixels): one.pixels for one, caption in zip(asked, known, strict=True) if one.pixels and not caption
@@ -102,6 +106,16 @@ def describe(model: ExcitorModel, asked: Sequence[Asked], decoding: DecodingConf
         one._replace(conversation=_with_caption(one.conversation, caption or captions.get(id(one.pixels), "")))
         for one, caption in zip(asked, known, strict=True)
     ]
+
+
+def _encode(model: ExcitorModel, asked: Sequence[Asked]) -> Sequence[Asked]:
+    images = {id(one.pixels): one.pixels for one in asked if one.pixels}
+    if not images:
+        return asked
+    stacked = [torch.stack(group).to(model.device) for group in zip(*images.values(), strict=True)]
+    tokens = map(list, zip(*model.tower.tokens(stacked), strict=True))
+    encoded = dict(zip(images, tokens, strict=True))
+    return [one._replace(pixels=encoded.get(id(one.pixels))) for one in asked]
 
 
 def _with_caption(conversation: Conversation, caption: str) -> Conversation:

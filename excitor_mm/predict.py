@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from excitor_mm.adapter import THEN, fingerprint
-from excitor_mm.answer import Answer, Asked, answer
+from excitor_mm.answer import Answer, Asked, answer, describe
 from excitor_mm.config import DecodingConfig
 from excitor_mm.console import Progress, log
 from excitor_mm.data.images import load_image
@@ -117,6 +117,9 @@ def predict(
             for item in items:
                 bad += len(item.bad)
                 batch = _with_images(item.batch or [], base, other_images)
+                if tasks.form.describes:  # here all questions about an image are together
+                    described = describe(model, [one for _, one in batch], decoding)
+                    batch = [(key, one) for (key, _), one in zip(batch, described, strict=True)]
                 for start in range(0, len(batch), batch_size):
                     keys, chunk = zip(*batch[start : start + batch_size], strict=True)
                     answers = answer(model, tasks, chunk, decoding)

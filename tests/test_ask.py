@@ -188,22 +188,28 @@ def test_json_tells_the_caption_beside_the_answer(describing: ExcitorModel, file
     assert said.caption
 
 
-def test_a_caption_is_written_once_for_all_questions_about_an_image(
+def test_an_image_is_encoded_and_captioned_once_for_all_questions_about_it(
     describing: ExcitorModel, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks = describing.task_format("vqa")
     pixels = [describing.processor.pixels(files / f"{number}.jpg") for number in range(2)]
     asked = [Asked(ask(tasks, f"What is number {n}?"), pixels[n // 3]) for n in range(6)]
     rows: list[int] = []
-    generate = describing.generate
+    images: list[int] = []
+    generate, encode = describing.generate, describing.tower.encode
 
     def counted(input_ids: torch.Tensor, *args, **options):
         rows.append(len(input_ids))
         return generate(input_ids, *args, **options)
 
+    def seen(pixels: list[torch.Tensor]) -> list[torch.Tensor]:
+        images.append(len(pixels[0]))
+        return encode(pixels)
+
     monkeypatch.setattr(describing, "generate", counted)
+    monkeypatch.setattr(describing.tower, "encode", seen)
     found = answer(describing, tasks, asked)
-    assert rows == [2, 6]
+    assert (rows, images) == ([2, 6], [2])
     assert [said.caption for said in found] == [describing.caption(files / f"{n // 3}.jpg") for n in range(6)]
 
 

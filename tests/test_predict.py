@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,14 +10,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from excitor_mm.config import RunConfig
+from excitor_mm.config import Prompts, RunConfig
 from excitor_mm.errors import DataError
 from excitor_mm.files import hold
 from excitor_mm.model import ExcitorModel
 from excitor_mm.predict import predict
+from excitor_mm.queries import read_queries
 from excitor_mm.train import train
-from tests.conftest import make_shards
+from tests.conftest import jpeg, make_shards
 
 
 @pytest.fixture
@@ -83,3 +86,28 @@ def test_two_runs_into_one_file_are_refused(adapter: Path, run_config: RunConfig
     with hold(tmp_path, ".p.jsonl.lock"), pytest.raises(DataError, match="in use"):
         predict(model, run_config.data.train, tmp_path / "p.jsonl", adapter="best", workers=0)
     assert predict(model, run_config.data.train, tmp_path / "p.jsonl", adapter="best", workers=0) == 8
+
+
+def test_an_image_is_captioned_once_however_its_questions_fall_into_batches(
+    tiny_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "red.jpg").write_bytes(jpeg("red"))
+    rows = [{"question": f"Question {number}?", "image": "red.jpg"} for number in range(5)]
+    (tmp_path / "q.json").write_text(json.dumps([*rows, {"question": "Why?"}]))
+    model = ExcitorModel.from_pretrained(tiny_adapter, device="cpu")
+    prompts = Prompts({"vqa": "{question}\nPicture: {caption}\nAnswer:", "caption": "A picture:"})
+    model.config = dataclasses.replace(model.config, prompts=prompts)
+    asked = read_queries(tmp_path / "q.json", None, model.task_format("vqa"))
+    batches: list[int] = []
+    generate = model.generate
+
+    def counted(input_ids: torch.Tensor, *args, **options):
+        batches.append(len(input_ids))
+        return generate(input_ids, *args, **options)
+
+    monkeypatch.setattr(model, "generate", counted)
+    assert predict(model, asked, tmp_path / "p.jsonl", adapter="tiny", task="vqa", batch_size=2) == 6
+    assert batches == [1, 2, 2, 2]
+    answers = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    captions = {answer["question_id"]: answer.get("caption", "") for answer in answers}
+    assert captions == {number: model.caption(tmp_path / "red.jpg") for number in range(5)} | {5: ""}
