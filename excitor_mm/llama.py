@@ -114,10 +114,15 @@ class ExcitorLlamaForCausalLM(LlamaForCausalLM):
         *args: Any,
         visual_prompts: Tensor | None = None,
         visual_mask: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> Any:
-        """As upstream, with `visual_prompts` from `project_visual` and `visual_mask`: bool[B, N]."""
-        return super().forward(*args, visual_prompts=visual_prompts, visual_mask=visual_mask, **kwargs)
+        """As upstream, with `visual_prompts` from `project_visual` and `visual_mask`: bool[B, N].
+
+        `logits_to_keep` is named because upstream's `generate` looks for the name: else a prompt gets all its logits.
+        """
+        kwargs |= {"visual_prompts": visual_prompts, "visual_mask": visual_mask, "logits_to_keep": logits_to_keep}
+        return super().forward(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As upstream. The parameters stand still meanwhile, so each block absorbs them once, not at every token.

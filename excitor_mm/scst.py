@@ -157,7 +157,7 @@ def above_the_others(rewards: Tensor) -> Tensor:
 
 
 class Draw(LogitsProcessor):
-    """Leaves one token to each row: drawn from softmax(scores / temperature), by Gumbel noise, or the likeliest.
+    """Leaves one token to each row: drawn from softmax(scores / temperature), or the likeliest.
 
     Each image has a generator of its own, so its captions do not depend on the batch.
 
@@ -174,10 +174,13 @@ class Draw(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
         """float32[images x rows of each, vocabulary] -> the same, minus infinity but for one token a row."""
-        for generator, rows in zip(self.generators, scores.chunk(len(self.generators)), strict=True):
-            noise = torch.empty_like(rows[: self.samples]).exponential_(generator=generator).log_()
-            rows[: self.samples] -= self.temperature * noise
         chosen = scores.argmax(dim=-1, keepdim=True)
+        images = zip(self.generators, *(part.chunk(len(self.generators)) for part in (scores, chosen)), strict=True)
+        for generator, rows, tokens in images:
+            below = torch.softmax(rows[: self.samples] / self.temperature, dim=-1).cumsum(dim=-1)
+            height = torch.rand(self.samples, 1, generator=generator, device=scores.device) * below[:, -1:]
+            drawn = torch.searchsorted(below, height, right=True)
+            tokens[: self.samples] = drawn.clamp_(max=scores.shape[-1] - 1)  # a height may round to the whole
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
 
 

@@ -58,3 +58,12 @@ def test_a_prompt_that_is_read_once_gives_what_reading_it_for_each_does(options:
     for once, each in zip(found[0].logits, found[1].logits, strict=True):
         torch.testing.assert_close(once, each)
     assert len(found[1].hidden_states[0][0]) == len(found[1].logits[0])
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_of_a_prompt_only_the_last_token_meets_the_vocabulary(beams: int) -> None:
+    """Upstream's `generate` asks for that only where `forward` names `logits_to_keep`."""
+    model, widths = make_llama(), []
+    model.lm_head.register_forward_hook(lambda module, given, found: widths.append(found.shape[1]))
+    model.generate(input_ids=torch.randint(3, 300, (2, 7)), num_beams=beams, max_new_tokens=4, do_sample=False)
+    assert set(widths) == {1}
