@@ -109,6 +109,7 @@ def describe(model: ExcitorModel, asked: Sequence[Asked], decoding: DecodingConf
 
 
 def _encode(model: ExcitorModel, asked: Sequence[Asked]) -> Sequence[Asked]:
+    """Tokens in place of pixels, one list for all questions about an image; tokens stay what they are."""
     images = {id(one.pixels): one.pixels for one in asked if one.pixels}
     if not images:
         return asked
