@@ -106,9 +106,10 @@ def explain(
     if not excitors or not model.tower.encoders:
         raise ConfigError("The adapter has no Excitor blocks or no encoder: only both together can be explained.")
     photo = image.convert("RGB") if isinstance(image, Image.Image) else load_image(image)
-    pixels = model.processor.pixels(photo)
-    tokenizer, before, ids = model.processor.tokenizer, *_texts(model, pixels, question, prompt, answer, decoding)
-    inputs = model.processor.collate([before], [pixels])
+    pixels = [part[None].to(model.device) for part in model.processor.pixels(photo)]
+    tokens = [part[0] for part in model.tower.tokens(pixels)]
+    tokenizer, before, ids = model.processor.tokenizer, *_texts(model, tokens, question, prompt, answer, decoding)
+    inputs = model.processor.collate([before], [tokens])
     if answer is None:
         ids = model.generate(**inputs, decoding=decoding)[0].tolist()
     ids = ids[: ids.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in ids else ids
@@ -144,7 +145,7 @@ def explain(
 
 def _texts(
     model: ExcitorModel,
-    pixels: list[Tensor],
+    tokens: list[Tensor],
     question: str | None,
     prompt: str | None,
     answer: str | None,
@@ -158,7 +159,7 @@ def _texts(
     task = "caption" if question is None else next(iter(tasks), "vqa")  # "vqa" is then refused with a sentence
     form, turn = model.task_format(task), Turn(question or CAPTION_INSTRUCTION)
     if form.form.describes:
-        (described,) = describe(model, [Asked(Conversation(0, (turn,)), pixels)], decoding or model.config.decoding)
+        (described,) = describe(model, [Asked(Conversation(0, (turn,)), tokens)], decoding or model.config.decoding)
         (turn,) = described.conversation.turns
     before = form.render(tokenizer, (turn,)).ids
     if answer is None:

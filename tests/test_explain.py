@@ -95,11 +95,16 @@ def test_questions_are_explained_with_the_prompt_they_are_asked_with(run_config:
         explain(model, image)
 
 
-def test_a_question_that_is_asked_with_a_caption_is_explained_with_it(model: ExcitorModel) -> None:
+def test_a_question_that_is_asked_with_a_caption_is_explained_with_it(
+    model: ExcitorModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     templates = {"vqa": "{question}\nPicture: {caption}\nAnswer:", "caption": "A picture:"}
     model.config = dataclasses.replace(model.config, prompts=Prompts(templates))
     image, question = photo((48, 48), (10, 10, 30, 30)), "Which colour?"
+    images, encode = [], model.tower.encode
+    monkeypatch.setattr(model.tower, "encode", lambda pixels: images.append(len(pixels[0])) or encode(pixels))
     found = explain(model, image, question=question, answer="red")
+    assert images == [1], "for the caption, the answer and the map together"
     whole = f"{question}\nPicture: {model.caption(image)}\nAnswer:"
     np.testing.assert_array_equal(found.inner, explain(model, image, prompt=whole, answer="red").inner)
 
