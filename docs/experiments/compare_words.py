@@ -22,8 +22,6 @@ from torch import Tensor
 from excitor_mm.config import ExcitorConfig, LanguageConfig
 from excitor_mm.language import load_language
 
-COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
-SHAPES = ("circle", "rectangle", "triangle")
 BATCH, RATE, HELD_OUT = 32, 0.004, 240
 
 
@@ -35,21 +33,14 @@ class Row(NamedTuple):
     negated: bool
 
 
-def words(question: str) -> list[str]:
-    """Colours and shapes that a question names."""
-    return [word for word in re.findall(r"\w+", question) if word in COLOURS + SHAPES]
-
-
-def draw(chooser: random.Random, questions: list[str], template: str) -> Row:
-    """A question with a caption that has what it names, or not, at even chances."""
-    question = chooser.choice(questions)
-    (word,) = words(question)
-    match = chooser.random() < 0.5
-    kinds = (COLOURS, SHAPES)
-    colour, shape = (word if word in k and match else chooser.choice([w for w in k if w != word]) for k in kinds)
-    negated = bool(re.search(r"\b(no|not)\b", question))
-    prompt = template.replace("{question}", question).replace("{caption}", f"a {colour} {shape}")
-    return Row(prompt, match != negated, negated)
+def read_rows(folder: Path, template: str) -> list[Row]:
+    """The rows of train/text.json, which ask about a caption at even chances, in another template."""
+    rows = []
+    for told in json.loads((folder / "train" / "text.json").read_text()):
+        question, picture, _ = told["instruction"].split("\n")
+        prompt = template.replace("{question}", question).replace("{caption}", picture.removeprefix("Picture: "))
+        rows.append(Row(prompt, told["output"] == "yes", bool(re.search(r"\b(no|not)\b", question))))
+    return rows
 
 
 def main() -> None:
@@ -59,10 +50,8 @@ def main() -> None:
     parser.add_argument("template", help="\\n stands for a new line")
     parser.add_argument("--steps", type=int, default=300, help="the rate falls in a line to a tenth of it over these")
     options = parser.parse_args()
-    template = options.template.replace("\\n", "\n")
-    asked = json.loads((options.folder / "train" / "questions.json").read_text())["questions"]
-    texts = sorted({row["question"] for row in asked})
-    questions = [text for text in texts if len(words(text)) == 1 and not text.startswith(("what", "which", "how"))]
+    rows = read_rows(options.folder, options.template.replace("\\n", "\n"))
+    test, train = rows[:HELD_OUT], rows[HELD_OUT:]
     language, tokenizer = load_language(LanguageConfig(dtype="float32", attention="eager"))
     torch.manual_seed(0)
     sizes = ExcitorConfig(layers=18, prompts=30, rank=16, visual_rank=16, gate_start=0.5, prompt_std=1.0)
@@ -76,8 +65,6 @@ def main() -> None:
         places = (mask.cumsum(1) - 1).clamp(min=0)
         found = language(inputs["input_ids"], attention_mask=mask, position_ids=places, logits_to_keep=1)
         return found.logits[:, -1]
-
-    test = [draw(random.Random(f"t{number}"), questions, template) for number in range(HELD_OUT)]
 
     def scores() -> str:
         with torch.no_grad():
@@ -96,11 +83,11 @@ def main() -> None:
     parameters = list(language.excitor_tensors().values())
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.02)
     chooser = random.Random(0)
-    print(f"{len(questions)} questions, {scores()}", flush=True)
+    print(f"{len(train)} rows, {scores()}", flush=True)
     for step in range(1, options.steps + 1):
         optimizer.param_groups[0]["lr"] = RATE * min(1, step / 20) * (1 - 0.9 * step / options.steps)
-        rows = [draw(chooser, questions, template) for _ in range(BATCH)]
-        loss = F.cross_entropy(logits(rows), torch.tensor([yes if row.answer else no for row in rows]))
+        batch = chooser.sample(train, BATCH)
+        loss = F.cross_entropy(logits(batch), torch.tensor([yes if row.answer else no for row in batch]))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
